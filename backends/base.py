@@ -1,0 +1,113 @@
+"""The interfaces between polytool and whatever can run a model."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from polytool.tensors import TensorSpec
+
+Feeds = Mapping[str, Any]
+Outputs = dict[str, Any]
+
+
+class Runner(abc.ABC):
+    """Runs one model: `with SomeRunner(model) as runner: outputs = runner.infer(feeds)`.
+
+    Attributes:
+        name: how results and messages call this runner; stable from run to run.
+        inputs: what `infer` expects, in the model's order.
+        outputs: what `infer` returns, in the model's order.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+
+    def activate(self) -> None:
+        """Acquire what inference needs (sessions, device memory). Idempotent."""
+
+    def deactivate(self) -> None:
+        """Release what `activate` acquired. Idempotent."""
+
+    def __enter__(self) -> Runner:
+        self.activate()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.deactivate()
+
+    @abc.abstractmethod
+    def infer(self, feeds: Feeds) -> Outputs:
+        """Run once.
+
+        Args:
+            feeds: input name to array. NumPy arrays give NumPy arrays; CuPy arrays, torch tensors
+                and anything else with DLPack give arrays of the same device. Sequences are lists.
+
+        Returns:
+            Output name to array, in the model's order. The arrays belong to the caller.
+
+        Raises:
+            UsageError: a name, dtype, rank or dimension does not fit the model.
+            RunnerError: the backend failed.
+        """
+
+    @abc.abstractmethod
+    def last_inference_time(self) -> float:
+        """Seconds that the last `infer` took."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that changes numbers: precision, TF32, providers, library versions, device."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A place where a running model can be observed.
+
+    Attributes:
+        tensor: the ONNX tensor whose value is seen; unique in the model (bodies of If, Loop, Scan
+            and functions are prefixed with the path to them).
+        layer: the runner's name of the layer that stores it.
+        nodes: the ONNX nodes that the layer computes, by display name.
+        spec: dtype and shape as the runner stores it.
+    """
+
+    tensor: str
+    layer: str
+    nodes: tuple[str, ...]
+    spec: TensorSpec
+
+
+Observer = Callable[[Tap, Any], None]
+
+
+class Observable(Runner):
+    """A runner whose intermediate tensors can be seen without changing what it computes."""
+
+    @abc.abstractmethod
+    def taps(self) -> tuple[Tap, ...]:
+        """Every place that can be observed, in execution order."""
+
+    @abc.abstractmethod
+    def infer(self, feeds: Feeds, observe: Observer | None = None) -> Outputs:
+        """Run once, calling `observe(tap, array)` in execution order.
+
+        The array is only valid during the call. In a Loop or Scan a tap is seen once an iteration.
+        """
+
+
+class LayerOracle(abc.ABC):
+    """Evaluates any slice of the original model on any values."""
+
+    @abc.abstractmethod
+    def evaluate(self, inputs: Feeds, wanted: Iterable[str]) -> Outputs:
+        """Compute the tensors `wanted` from the tensors `inputs`, both named as in the model.
+
+        Raises:
+            UsageError: `wanted` cannot be computed from `inputs` and the model's weights.
+        """
