@@ -1,0 +1,99 @@
+"""Element types of a node's outputs, from the ONNX schema's type variables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import onnx
+
+from polytool.backends.native.ops.registry import dtypes_function
+from polytool.tensors import DType
+
+_CONTAINERS = {
+    "SequenceConstruct": "sequence",
+    "SequenceEmpty": "sequence",
+    "SequenceInsert": "sequence",
+    "SequenceErase": "sequence",
+    "SequenceMap": "sequence",
+    "SplitToSequence": "sequence",
+    "Optional": "optional",
+    "ZipMap": "sequence",
+}
+_BY_TYPE_NAME = {"float": DType.FLOAT, "double": DType.DOUBLE}
+
+
+@cache
+def _schema(domain: str, op: str, version: int) -> Any:
+    try:
+        return onnx.defs.get_schema(op, max_inclusive_version=version, domain=domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def _fixed(type_str: str) -> DType | None:
+    inner = type_str.split("(")[-1].rstrip(")")
+    return _BY_TYPE_NAME.get(inner) or (
+        DType.of(inner) if inner in {d.label for d in DType} else None
+    )
+
+
+@cache
+def _rule(domain: str, op: str, version: int) -> tuple[list[Any], list[Any], bool] | None:
+    """For each input its type variable, for each output a variable or a DType."""
+    schema = _schema(domain, op, version)
+    if schema is None:
+        return None
+    constraints = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
+    inputs = [p.type_str for p in schema.inputs]
+    outputs: list[Any] = []
+    for parameter in schema.outputs:
+        allowed = constraints.get(parameter.type_str)
+        if allowed is None:
+            outputs.append(_fixed(parameter.type_str))
+        elif len(allowed) == 1 and parameter.type_str not in inputs:
+            outputs.append(_fixed(next(iter(allowed))))
+        else:
+            outputs.append(parameter.type_str)
+    variadic = bool(schema.inputs) and (
+        schema.inputs[-1].option is onnx.defs.OpSchema.FormalParameterOption.Variadic
+    )
+    return inputs, outputs, variadic
+
+
+def output_dtypes(
+    domain: str,
+    op: str,
+    version: int,
+    inputs: Sequence[DType | None],
+    n_outputs: int,
+    attrs: Mapping[str, Any],
+) -> list[DType | None]:
+    """The element types of a node's outputs; None where they cannot be told before running."""
+    special = dtypes_function(domain, op)
+    if special is not None:
+        found: list[DType | None] = list(special(list(inputs), **attrs))
+        return (found + [None] * n_outputs)[:n_outputs]
+    first = next((d for d in inputs if d is not None), None)
+    rule = _rule(domain, op, version)
+    if rule is None:
+        return [first] * n_outputs
+    variables, results, variadic = rule
+    bound: dict[str, DType] = {}
+    for index, dtype in enumerate(inputs):
+        slot = index if index < len(variables) else (len(variables) - 1 if variadic else None)
+        if dtype is not None and slot is not None:
+            bound.setdefault(variables[slot], dtype)
+    found = []
+    for index in range(n_outputs):
+        result = results[min(index, len(results) - 1)] if results else None
+        found.append(bound.get(result, first) if isinstance(result, str) else result)
+    return found
+
+
+def output_container(op: str, inputs: Sequence[str]) -> str:
+    """`tensor`, `sequence` or `optional`: what a node's outputs are."""
+    if op == "Identity" and inputs:
+        return inputs[0]
+    return _CONTAINERS.get(op, "tensor")
