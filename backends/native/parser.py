@@ -1,0 +1,421 @@
+"""ONNX to `Network`: one layer a node, in its newest form, every tensor typed.
+
+Local functions, and operators that ONNX defines as functions and that have no kernel here, are
+expanded in place. Bodies of If, Loop and Scan become Networks that name the outer tensors they
+capture. Nothing is optimised here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, NodeProto
+
+from polytool.backends.native.network import (
+    Constant,
+    Layer,
+    Network,
+    Node,
+    Tensor,
+    ValueOf,
+    captured,
+)
+from polytool.backends.native.ops import registry
+from polytool.backends.native.protos import (
+    display,
+    function_of_schema,
+    normal_domain,
+    read_type,
+    sort_nodes,
+    without_inputs,
+)
+from polytool.backends.native.types import output_container, output_dtypes
+from polytool.errors import ModelError, UnsupportedError
+from polytool.model import Model
+from polytool.tensors import DType
+
+CONTROL = ("If", "Loop", "Scan")
+_MAX_DEPTH = 64
+
+
+def parse(model: Model) -> Network:
+    """The network of `model`.
+
+    Raises:
+        UnsupportedError: the engine has no operator for some nodes; all of them are named.
+        ModelError: the graph is not valid (a cycle, an undefined tensor, no opset import).
+    """
+    parser = _Parser(model)
+    network = parser.graph(model.proto.graph, _Scope({}, None, "", parser.opsets, {}), "")
+    if parser.unsupported:
+        shown = "; ".join(parser.unsupported[:20])
+        more = len(parser.unsupported) - 20
+        raise UnsupportedError(
+            f"the native engine cannot run {len(parser.unsupported)} node(s) of {model.name}: "
+            f"{shown}{f' and {more} more' if more > 0 else ''}; run them with --onnxrt"
+        )
+    return network
+
+
+class _Scope:
+    """Names visible at one place, and how attributes and opsets read there."""
+
+    def __init__(
+        self,
+        names: dict[str, Tensor],
+        outer: _Scope | None,
+        path: str,
+        opsets: Mapping[str, int],
+        attributes: Mapping[str, AttributeProto],
+        depth: int = 0,
+    ) -> None:
+        self.names, self.outer, self.path = names, outer, path
+        self.opsets, self.attributes, self.depth = opsets, attributes, depth
+
+    def find(self, name: str) -> Tensor | None:
+        scope: _Scope | None = self
+        while scope is not None:
+            if name in scope.names:
+                return scope.names[name]
+            scope = scope.outer
+        return None
+
+
+class _Parser:
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.functions = {
+            (f.domain, f.name, getattr(f, "overload", "")): f for f in model.proto.functions
+        }
+        self.opsets = {normal_domain(o.domain): o.version for o in model.proto.opset_import}
+        self.unsupported: list[str] = []
+        self.used: set[str] = set()
+
+    # --- graphs
+
+    def graph(self, graph: onnx.GraphProto, scope: _Scope, name: str) -> Network:
+        shapes = {v.name: v for v in (*graph.value_info, *graph.output, *graph.input)}
+        for tensor in graph.initializer:
+            self.initializer(tensor.name, self.constant(tensor), scope)
+        for sparse in graph.sparse_initializer:
+            self.initializer(sparse.values.name, Constant.of(self.dense(sparse)), scope)
+        inputs = []
+        for info in graph.input:
+            if not name and info.name in scope.names:
+                continue  # an initializer repeated as input: a constant unless overridden
+            tensor = self.declare(info.name, info, scope)
+            scope.names[info.name] = tensor
+            inputs.append(tensor)
+        layers = self.nodes(graph.node, scope, shapes)
+        outputs = []
+        for info in graph.output:
+            found = scope.find(info.name)
+            if found is None:
+                raise ModelError(
+                    f"output {info.name!r} of graph {graph.name!r} is computed by no node; "
+                    f"the model is broken: re-export it"
+                )
+            outputs.append(found)
+        return Network(name, inputs, outputs, layers, captured(layers, inputs, outputs))
+
+    def declare(self, name: str, info: onnx.ValueInfoProto | None, scope: _Scope) -> Tensor:
+        dtype, shape, container = (
+            read_type(info.type) if info is not None else (None, None, "tensor")
+        )
+        return Tensor(
+            self.unique(scope.path + name), dtype, shape, container, ValueOf(scope.path + name)
+        )
+
+    def unique(self, name: str) -> str:
+        candidate, n = name, 1
+        while candidate in self.used:
+            candidate, n = f"{name}.{n}", n + 1
+        self.used.add(candidate)
+        return candidate
+
+    def initializer(self, name: str, constant: Constant, scope: _Scope) -> None:
+        path = scope.path + name
+        scope.names[name] = Tensor(
+            self.unique(path),
+            constant.dtype,
+            constant.shape,
+            value_of=ValueOf(path),
+            constant=constant,
+            place="host",
+        )
+
+    def constant(self, tensor: onnx.TensorProto) -> Constant:
+        return Constant(
+            DType.of(tensor.data_type), tuple(tensor.dims), lambda: self.model.array(tensor)
+        )
+
+    def dense(self, sparse: onnx.SparseTensorProto) -> np.ndarray:
+        values, indices = self.model.array(sparse.values), self.model.array(sparse.indices)
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        if indices.ndim == 1:
+            dense.reshape(-1)[indices] = values
+        else:
+            dense[tuple(indices.T)] = values
+        return dense
+
+    # --- nodes
+
+    def nodes(
+        self,
+        nodes: Iterable[NodeProto],
+        scope: _Scope,
+        shapes: Mapping[str, onnx.ValueInfoProto],
+    ) -> list[Layer]:
+        layers: list[Layer] = []
+        for proto in sort_nodes(list(nodes), self.model.name):
+            layers += self.node(proto, scope, shapes)
+        return layers
+
+    def node(
+        self, proto: NodeProto, scope: _Scope, shapes: Mapping[str, onnx.ValueInfoProto]
+    ) -> list[Layer]:
+        domain = normal_domain(proto.domain)
+        if (function := self.function(proto)) is not None:
+            return self.expand(function, proto, scope, shapes)
+        version = scope.opsets.get(domain, 1 if domain else None)
+        if version is None:
+            raise ModelError(
+                f"{self.model.name} imports no opset for domain {domain or 'ai.onnx'!r}"
+            )
+        attrs, graphs = self.attributes(proto, scope)
+        node = registry.Node(
+            proto.op_type,
+            domain,
+            version,
+            [name or None for name in proto.input],
+            list(proto.output),
+            attrs,
+            proto.name,
+        )
+        if domain == "" and node.op in CONTROL:
+            return [self.control(node, graphs, scope, shapes)]
+        raised = registry.raise_node(node)
+        if len(raised) == 1 and registry.find(domain, raised[0].op, raised[0].version) is None:
+            return self.definition(proto, node, scope, shapes)
+        return [self.layer(r, scope, shapes) for r in raised]
+
+    def inputs(self, node: registry.Node, scope: _Scope) -> list[Tensor | None]:
+        found: list[Tensor | None] = []
+        for name in node.inputs:
+            if name is None:
+                found.append(None)
+            elif isinstance(name, str):
+                tensor = scope.find(name)
+                if tensor is None:
+                    raise ModelError(
+                        f"node {display(node)} reads {name!r}, which nothing produces; "
+                        f"the model is broken: re-export it"
+                    )
+                found.append(tensor)
+            else:
+                found.append(self.inline(np.asarray(name), node, scope))
+        while found and found[-1] is None:
+            found.pop()
+        return found
+
+    def inline(self, value: np.ndarray, node: registry.Node, scope: _Scope) -> Tensor:
+        constant = Constant.of(value)
+        name = self.unique(f"{scope.path}{next((o for o in node.outputs if o), node.op)}/constant")
+        return Tensor(name, constant.dtype, constant.shape, constant=constant, place="host")
+
+    def layer(
+        self, node: registry.Node, scope: _Scope, shapes: Mapping[str, onnx.ValueInfoProto]
+    ) -> Layer:
+        inputs = self.inputs(node, scope)
+        dtypes = output_dtypes(
+            node.domain,
+            node.op,
+            node.version,
+            [t.dtype if t is not None else None for t in inputs],
+            len(node.outputs),
+            node.attrs,
+        )
+        container = output_container(node.op, [t.container for t in inputs if t is not None])
+        outputs: list[Tensor | None] = []
+        for name, dtype in zip(node.outputs, dtypes, strict=True):
+            if not name:
+                outputs.append(None)
+                continue
+            tensor = self.declare(name, shapes.get(name), scope)
+            tensor.dtype = dtype if dtype is not None else tensor.dtype
+            if container != "tensor":
+                tensor.container = container
+            scope.names[name] = tensor
+            outputs.append(tensor)
+        while outputs and outputs[-1] is None:
+            outputs.pop()
+        if registry.find(node.domain, node.op, node.version) is None:
+            self.unsupported.append(f"{display(node)} ({node.op}-{node.version})")
+        built = Node(
+            node.op,
+            node.domain,
+            node.version,
+            inputs,
+            outputs,
+            dict(node.attrs),
+            source=scope.path + display(node),
+        )
+        self.check_attributes(built, display(node))
+        return Layer.single(built)
+
+    def check_attributes(self, node: Node, shown: str) -> None:
+        operator = node.operator
+        if operator is None:
+            return
+        unknown = sorted(set(node.attrs) - operator.wants)
+        if unknown:
+            self.unsupported.append(f"{shown} ({node.op} with attribute {', '.join(unknown)})")
+
+    def attributes(
+        self, proto: NodeProto, scope: _Scope
+    ) -> tuple[dict[str, Any], dict[str, onnx.GraphProto]]:
+        attrs: dict[str, Any] = {}
+        graphs: dict[str, onnx.GraphProto] = {}
+        for attribute in proto.attribute:
+            name = attribute.name
+            if attribute.ref_attr_name:
+                if attribute.ref_attr_name not in scope.attributes:
+                    continue  # the function's caller leaves it at its default
+                attribute = scope.attributes[attribute.ref_attr_name]
+            if attribute.type == AttributeProto.GRAPH:
+                graphs[name] = attribute.g
+            else:
+                attrs[name] = self.attribute(attribute)
+        return attrs, graphs
+
+    def attribute(self, attribute: AttributeProto) -> Any:
+        if attribute.type == AttributeProto.TENSOR:
+            return self.model.array(attribute.t)
+        if attribute.type == AttributeProto.TENSORS:
+            return [self.model.array(t) for t in attribute.tensors]
+        if attribute.type == AttributeProto.SPARSE_TENSOR:
+            return self.dense(attribute.sparse_tensor)
+        value = onnx.helper.get_attribute_value(attribute)
+        if attribute.type == AttributeProto.STRING:
+            return value.decode("utf-8", "surrogateescape")
+        if attribute.type == AttributeProto.STRINGS:
+            return [v.decode("utf-8", "surrogateescape") for v in value]
+        if attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS):
+            return list(value)
+        return value
+
+    # --- control flow and functions
+
+    def control(
+        self,
+        node: registry.Node,
+        graphs: Mapping[str, onnx.GraphProto],
+        scope: _Scope,
+        shapes: Mapping[str, onnx.ValueInfoProto],
+    ) -> Layer:
+        shown = display(node)
+        bodies = {
+            name: self.graph(graph, self.inner(scope, f"{scope.path}{shown}/{name}/"), name)
+            for name, graph in graphs.items()
+        }
+        inputs = self.inputs(node, scope)
+        outputs: list[Tensor | None] = []
+        for index, name in enumerate(node.outputs):
+            tensor = self.declare(name, shapes.get(name), scope) if name else None
+            if tensor is not None:
+                _type_from_body(tensor, node.op, index, bodies, node.attrs, len(inputs))
+                scope.names[name] = tensor
+            outputs.append(tensor)
+        built = Node(node.op, "", node.version, inputs, outputs, dict(node.attrs), bodies)
+        built.source = scope.path + shown
+        return Layer(node.op, [built], list(built.writes()))
+
+    def inner(self, scope: _Scope, path: str) -> _Scope:
+        if scope.depth >= _MAX_DEPTH:
+            raise ModelError(f"{self.model.name} nests graphs deeper than {_MAX_DEPTH} at {path}")
+        return _Scope({}, scope, path, scope.opsets, scope.attributes, scope.depth + 1)
+
+    def function(self, proto: NodeProto) -> onnx.FunctionProto | None:
+        return self.functions.get((proto.domain, proto.op_type, getattr(proto, "overload", "")))
+
+    def definition(
+        self,
+        proto: NodeProto,
+        node: registry.Node,
+        scope: _Scope,
+        shapes: Mapping[str, onnx.ValueInfoProto],
+    ) -> list[Layer]:
+        """Expand an operator by the function that ONNX defines it with."""
+        function = function_of_schema(
+            proto, node, [t.dtype if t is not None else None for t in self.inputs(node, scope)]
+        )
+        if function is None:
+            return [self.layer(node, scope, shapes)]
+        return self.expand(function, proto, scope, shapes)
+
+    def expand(
+        self,
+        function: onnx.FunctionProto,
+        proto: NodeProto,
+        scope: _Scope,
+        shapes: Mapping[str, onnx.ValueInfoProto],
+    ) -> list[Layer]:
+        if scope.depth >= _MAX_DEPTH:
+            raise ModelError(f"function {function.name!r} of {self.model.name} calls itself")
+        shown = next((o for o in proto.output if o), proto.op_type)
+        given = dict(zip(function.input, proto.input, strict=False))
+        names = {}
+        for formal, actual in given.items():
+            tensor = scope.find(actual) if actual else None
+            if tensor is not None:
+                names[formal] = tensor
+        attributes = {a.name: a for a in function.attribute_proto}
+        for attribute in proto.attribute:
+            attributes[attribute.name] = self.resolve(attribute, scope)
+        opsets = {normal_domain(o.domain): o.version for o in function.opset_import} or scope.opsets
+        inner = _Scope(
+            names,
+            None,
+            f"{scope.path}{shown}/{function.name}/",
+            opsets,
+            attributes,
+            scope.depth + 1,
+        )
+        absent = {name for name in function.input if name not in names}
+        nodes = [without_inputs(n, absent) for n in function.node]
+        layers = self.nodes(nodes, inner, {v.name: v for v in function.value_info})
+        for formal, actual in zip(function.output, proto.output, strict=False):
+            found = inner.find(formal)
+            if actual and found is not None:
+                if found.value_of is not None and formal not in given:
+                    found.value_of = ValueOf(scope.path + actual)
+                scope.names[actual] = found
+        return layers
+
+    def resolve(self, attribute: AttributeProto, scope: _Scope) -> AttributeProto:
+        if attribute.ref_attr_name and attribute.ref_attr_name in scope.attributes:
+            return scope.attributes[attribute.ref_attr_name]
+        return attribute
+
+
+def _type_from_body(
+    tensor: Tensor,
+    op: str,
+    index: int,
+    bodies: Mapping[str, Network],
+    attrs: Mapping[str, Any],
+    n_inputs: int,
+) -> None:
+    body = next(iter(bodies.values()))
+    position = index + 1 if op == "Loop" else index
+    if position < len(body.outputs):
+        source = body.outputs[position]
+        tensor.dtype = source.dtype if source.dtype is not None else tensor.dtype
+        if op != "Scan":
+            carried = op == "If" or index < n_inputs - 2
+            tensor.container = source.container if carried else "tensor"
+    if op == "If":
+        tensor.shape = None

@@ -1,0 +1,33 @@
+"""The tactics: every module here that defines subclasses of `Tactic` is found by itself."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+
+from polytool.backends.native.network import Layer
+from polytool.backends.native.tactics.base import Mode, Tactic
+
+
+@cache
+def cpu_tactics() -> tuple[Tactic, ...]:
+    """One instance of every CPU tactic, the most specialised first."""
+    for module in pkgutil.iter_modules(__path__):
+        if module.name.startswith("numpy_"):
+            importlib.import_module(f"{__name__}.{module.name}")
+    found = [cls() for cls in _leaves(Tactic) if cls.device == "cpu"]
+    return tuple(sorted(found, key=lambda t: (-t.priority, t.name)))
+
+
+def _leaves(cls: type[Tactic]) -> list[type[Tactic]]:
+    below = cls.__subclasses__()
+    return [leaf for c in below for leaf in _leaves(c)] if below else [cls]
+
+
+def choose(layer: Layer, mode: Mode) -> Tactic:
+    """The CPU tactic that runs `layer`: `layer.tactic` where that is set, else the best."""
+    supporting = (t for t in cpu_tactics() if t.supports(layer, mode))
+    if layer.tactic:
+        return next((t for t in cpu_tactics() if t.name == layer.tactic), None) or next(supporting)
+    return next(supporting)
