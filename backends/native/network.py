@@ -183,6 +183,7 @@ class Network:
 
     Attributes:
         captures: for a body: the non-constant outer tensors that it reads.
+        output_names: what the model calls its outputs.
     """
 
     name: str
@@ -190,6 +191,7 @@ class Network:
     outputs: list[Tensor]
     layers: list[Layer]
     captures: list[Tensor] = field(default_factory=list)
+    output_names: tuple[str, ...] = ()
 
     def walk(self) -> Iterator[tuple[Network, Layer]]:
         """Every layer in execution order, those of bodies after the layer that holds them."""

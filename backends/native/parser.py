@@ -27,6 +27,7 @@ from polytool.backends.native.ops import registry
 from polytool.backends.native.protos import (
     display,
     function_of_schema,
+    model_name,
     normal_domain,
     read_type,
     sort_nodes,
@@ -54,7 +55,7 @@ def parse(model: Model) -> Network:
         shown = "; ".join(parser.unsupported[:20])
         more = len(parser.unsupported) - 20
         raise UnsupportedError(
-            f"the native engine cannot run {len(parser.unsupported)} node(s) of {model.name}: "
+            f"the native engine cannot run {len(parser.unsupported)} node(s) of {parser.name}: "
             f"{shown}{f' and {more} more' if more > 0 else ''}; run them with --onnxrt"
         )
     return network
@@ -86,7 +87,7 @@ class _Scope:
 
 class _Parser:
     def __init__(self, model: Model) -> None:
-        self.model = model
+        self.model, self.name = model, model_name(model)
         self.functions = {
             (f.domain, f.name, getattr(f, "overload", "")): f for f in model.proto.functions
         }
@@ -119,7 +120,9 @@ class _Parser:
                     f"the model is broken: re-export it"
                 )
             outputs.append(found)
-        return Network(name, inputs, outputs, layers, captured(layers, inputs, outputs))
+        names = tuple(info.name for info in graph.output)
+        captures = captured(layers, inputs, outputs)
+        return Network(name, inputs, outputs, layers, captures, names)
 
     def declare(self, name: str, info: onnx.ValueInfoProto | None, scope: _Scope) -> Tensor:
         dtype, shape, container = (
@@ -170,7 +173,7 @@ class _Parser:
         shapes: Mapping[str, onnx.ValueInfoProto],
     ) -> list[Layer]:
         layers: list[Layer] = []
-        for proto in sort_nodes(list(nodes), self.model.name):
+        for proto in sort_nodes(list(nodes), self.name):
             layers += self.node(proto, scope, shapes)
         return layers
 
@@ -182,9 +185,7 @@ class _Parser:
             return self.expand(function, proto, scope, shapes)
         version = scope.opsets.get(domain, 1 if domain else None)
         if version is None:
-            raise ModelError(
-                f"{self.model.name} imports no opset for domain {domain or 'ai.onnx'!r}"
-            )
+            raise ModelError(f"{self.name} imports no opset for domain {domain or 'ai.onnx'!r}")
         attrs, graphs = self.attributes(proto, scope)
         node = registry.Node(
             proto.op_type,
@@ -335,7 +336,7 @@ class _Parser:
 
     def inner(self, scope: _Scope, path: str) -> _Scope:
         if scope.depth >= _MAX_DEPTH:
-            raise ModelError(f"{self.model.name} nests graphs deeper than {_MAX_DEPTH} at {path}")
+            raise ModelError(f"{self.name} nests graphs deeper than {_MAX_DEPTH} at {path}")
         return _Scope({}, scope, path, scope.opsets, scope.attributes, scope.depth + 1)
 
     def function(self, proto: NodeProto) -> onnx.FunctionProto | None:
@@ -364,7 +365,7 @@ class _Parser:
         shapes: Mapping[str, onnx.ValueInfoProto],
     ) -> list[Layer]:
         if scope.depth >= _MAX_DEPTH:
-            raise ModelError(f"function {function.name!r} of {self.model.name} calls itself")
+            raise ModelError(f"function {function.name!r} of {self.name} calls itself")
         shown = next((o for o in proto.output if o), proto.op_type)
         given = dict(zip(function.input, proto.input, strict=False))
         names = {}

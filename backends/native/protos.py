@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import onnx
@@ -9,6 +10,7 @@ from onnx import AttributeProto, NodeProto
 
 from polytool.backends.native.ops import registry
 from polytool.errors import ModelError
+from polytool.model import Model
 from polytool.tensors import DType, Shape
 
 
@@ -125,6 +127,13 @@ def _reads(node: NodeProto) -> Iterable[str]:
             for inner in attribute.g.node:
                 yield from _reads(inner)
             yield from (o.name for o in attribute.g.output)
+
+
+def model_name(model: Model) -> str:
+    """How messages call a model: its file name, else its graph's name."""
+    if model.path is not None:
+        return os.path.basename(model.path)
+    return model.proto.graph.name or "the model"
 
 
 def normal_domain(domain: str) -> str:

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 
 from polytool.backends.native.network import Layer, Node, Tensor
-from polytool.backends.native.numerics import load, round_tf32, store
-from polytool.backends.native.ops.registry import Operator
+from polytool.backends.native.numerics import load, round_tf32
 from polytool.backends.native.tactics.base import Launch, Mode, Tactic
 from polytool.errors import UnsupportedError
-from polytool.tensors import DType
 
 TF32_OPERATORS = frozenset(
     {"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "FusedMatMul", "Attention"}
@@ -58,19 +56,8 @@ def _tf32(value: Any) -> Any:
 def stored_constant(tensor: Tensor, mode: Mode) -> Any:
     """A constant as the CPU engine stores it."""
     assert tensor.constant is not None
-    return load(tensor.constant.array(), tensor.constant.dtype, wide=mode.wide)
-
-
-def as_stored(value: Any, tensor: Tensor, operator: Operator | None, mode: Mode) -> Any:
-    """What an operator returned, as `tensor` is stored; `exact` results are on the grid already."""
-    if isinstance(value, list) or value is None or tensor.dtype is None:
-        return value
-    array = np.asarray(value)
-    if operator is not None and operator.exact and not mode.wide:
-        return array
-    if tensor.dtype is DType.STRING:
-        return array if array.dtype == object else array.astype(object)
-    return store(array, tensor.dtype, wide=mode.wide)
+    value = load(tensor.constant.array(), tensor.constant.dtype, wide=mode.wide)
+    return value if value.flags.aligned else value.copy()
 
 
 def _single(layer: Layer, mode: Mode) -> Launch:

@@ -1,0 +1,62 @@
+"""From a model and a configuration to an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from polytool.backends.native.config import BuilderConfig
+from polytool.backends.native.engine import Engine
+from polytool.backends.native.parser import parse
+from polytool.backends.native.passes import PASSES
+from polytool.backends.native.protos import model_name
+from polytool.errors import UsageError
+from polytool.model import load
+
+
+def engine_from_onnx(model: Any, config: BuilderConfig | None = None) -> Engine:
+    """Build an engine.
+
+    Args:
+        model: a path, an `onnx.ModelProto`, serialized bytes, or a `polytool.model.Model`.
+        config: what to build; fp32 on the best device by default.
+
+    Raises:
+        ModelError: the model cannot be read or is broken.
+        UnsupportedError: the engine cannot run some of its nodes; all are named.
+    """
+    config = config or BuilderConfig()
+    device = choose_device(config.device)
+    source = load(model)
+    if config.optimize:
+        from polytool.surgeon import simplify
+
+        source = simplify(source)
+    network = parse(source)
+    if config.optimize:
+        for rewrite in PASSES:
+            rewrite(network, config)
+    return Engine(model_name(source), network, config, device)
+
+
+def choose_device(device: str) -> str:
+    """`cpu` or `cuda`.
+
+    Raises:
+        UsageError: `cuda` was asked for and there is no GPU, or no CuPy.
+    """
+    if device == "cpu":
+        return "cpu"
+    if device == "cuda":
+        raise UsageError(
+            "device 'cuda' needs an NVIDIA GPU and pip install 'polytool[cuda]'; "
+            "use --device cpu here"
+        )
+    return "cpu"
+
+
+def is_engine(model: Any) -> bool:
+    """Whether `model` is an Engine or the path of an engine file."""
+    if isinstance(model, Engine):
+        return True
+    return isinstance(model, (str, Path)) and Path(model).suffix == ".engine"

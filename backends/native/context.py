@@ -1,0 +1,166 @@
+"""Running an engine: inputs checked and converted, the plan run, outputs handed over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from polytool.backends.native.engine import Engine
+from polytool.backends.native.network import Layer, Tensor
+from polytool.backends.native.numerics import load, unload
+from polytool.backends.native.profiler import Profiler
+from polytool.backends.native.profiles import check_profiles
+from polytool.errors import UsageError
+from polytool.tensors import DType, format_shape
+
+Observe = Callable[[Layer, Tensor, Any], None]
+
+
+class ExecutionContext:
+    """What one thread needs to run an engine; make one per thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.profiler: Profiler | None = None
+        self._program = engine.program
+
+    def infer(self, feeds: Mapping[str, Any], observe: Observe | None = None) -> dict[str, Any]:
+        """Run once.
+
+        Args:
+            feeds: input name to array.
+            observe: called as `observe(layer, tensor, array)` for every stored tensor, in
+                execution order; the array is only valid during the call.
+
+        Raises:
+            UsageError: an input does not fit.
+            RunnerError: a layer failed.
+        """
+        arrays = check_feeds(self.engine, feeds)
+        wide = self.engine.mode.wide
+        inputs = [
+            load(a, t.dtype, wide=wide) if isinstance(a, np.ndarray) and t.dtype else a
+            for t, a in zip(self.engine.network.inputs, arrays, strict=True)
+        ]
+        with np.errstate(all="ignore"):
+            values = self._program.run(inputs, self._watch(observe))
+        return self._outputs(values, inputs)
+
+    def _watch(self, observe: Observe | None) -> Any:
+        if observe is None and self.profiler is None:
+            return None
+        profiler = self.profiler
+        if profiler is not None:
+            profiler.start()
+
+        def watch(layer: Layer, values: Sequence[Any]) -> None:
+            if profiler is not None:
+                profiler.layer(layer)
+            if observe is not None:
+                for tensor, value in zip(layer.outputs, values, strict=True):
+                    observe(layer, tensor, value)
+            if profiler is not None:
+                profiler.start()
+
+        return watch
+
+    def _outputs(self, values: Sequence[Any], inputs: Sequence[Any]) -> dict[str, Any]:
+        """Outputs in their declared types, each owned by the caller alone."""
+        taken = {id(a) for a in inputs}
+        outputs = {}
+        network = self.engine.network
+        for name, tensor, value in zip(network.output_names, network.outputs, values, strict=True):
+            if isinstance(value, np.ndarray):
+                if tensor.dtype is not None and tensor.container == "tensor":
+                    value = unload(value, tensor.dtype)
+                if value.base is not None or id(value) in taken or tensor.constant is not None:
+                    value = value.copy()
+                taken.add(id(value))
+            elif isinstance(value, list):
+                dtype = tensor.dtype
+                value = [
+                    unload(v, dtype).copy() if dtype and isinstance(v, np.ndarray) else v
+                    for v in value
+                ]
+            outputs[name] = value
+        return outputs
+
+
+def check_feeds(engine: Engine, feeds: Mapping[str, Any]) -> list[Any]:
+    """The inputs in the network's order, as arrays (or lists, or None for an optional).
+
+    Raises:
+        UsageError: a name, dtype, rank or dimension is not what the engine expects.
+    """
+    tensors = engine.network.inputs
+    expected = ", ".join(str(t.spec) for t in tensors) or "none"
+    names = [t.name for t in tensors]
+    unknown = sorted(set(feeds) - set(names))
+    missing = [t.name for t in tensors if t.name not in feeds and t.container != "optional"]
+    if unknown or missing:
+        wrong = [f"unknown input {n!r}" for n in unknown] + [
+            f"missing input {n!r}" for n in missing
+        ]
+        raise UsageError(f"{'; '.join(wrong)}; {engine.name} expects {expected}")
+    arrays = [_check(engine, t, feeds.get(t.name)) for t in tensors]
+    if engine.config.profiles:
+        shapes = {
+            t.name: a.shape for t, a in zip(tensors, arrays, strict=True) if hasattr(a, "shape")
+        }
+        check_profiles(engine.config.profiles, shapes)
+    return arrays
+
+
+def _check(engine: Engine, tensor: Tensor, value: Any) -> Any:
+    if tensor.container != "tensor" and (value is None or isinstance(value, (list, dict))):
+        return value
+    array = to_numpy(value)
+    expected = f"{engine.name} expects {tensor.spec}"
+    if tensor.dtype is not None:
+        found = DType.of(array)
+        if found is DType.STRING and array.dtype != object:
+            array = array.astype(object)
+        if found is not tensor.dtype:
+            raise UsageError(f"input {tensor.name!r} is {found.label}; {expected}")
+    if tensor.shape is None:
+        return array
+    if array.ndim != len(tensor.shape):
+        raise UsageError(
+            f"input {tensor.name!r} has shape {list(array.shape)}, rank {array.ndim}; {expected}"
+        )
+    for axis, (size, dim) in enumerate(zip(array.shape, tensor.shape, strict=True)):
+        if isinstance(dim, int) and size != dim:
+            raise UsageError(
+                f"input {tensor.name!r} has shape {list(array.shape)}, but dimension {axis} must "
+                f"be {dim}: {engine.name} expects {format_shape(tensor.shape)}"
+            )
+    return array
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """An array of anything: NumPy, a Python number or list, DLPack on the CPU."""
+    if isinstance(value, np.ndarray):
+        return value
+    if hasattr(value, "__dlpack__"):
+        try:
+            return np.from_dlpack(value)
+        except (RuntimeError, BufferError, TypeError, ValueError):
+            if hasattr(value, "detach"):
+                value = value.detach().cpu()
+    return np.asarray(value)
+
+
+class Timer:
+    """Seconds between `with` and its end."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> Timer:
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self._start

@@ -1,0 +1,66 @@
+"""A built engine: the plan and its weights, read-only, shared by any number of contexts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polytool.backends.native.config import BuilderConfig
+from polytool.backends.native.network import Network
+from polytool.backends.native.program import Program
+from polytool.backends.native.tactics.base import Mode
+
+if TYPE_CHECKING:
+    from polytool.backends.native.context import ExecutionContext
+
+
+@dataclass(eq=False)
+class Engine:
+    """What a builder makes of a model.
+
+    Attributes:
+        name: the model's name, for messages.
+        network: the plan: layers in execution order, with their constants.
+        config: what it was built with.
+        device: `cpu` or `cuda`, decided when it was built or loaded.
+    """
+
+    name: str
+    network: Network
+    config: BuilderConfig
+    device: str = "cpu"
+
+    @property
+    def mode(self) -> Mode:
+        """How values are stored while it runs."""
+        return Mode(wide=self.config.precision == "fp64")
+
+    @cached_property
+    def program(self) -> Program:
+        """The plan bound to CPU tactics; built once, used by every context."""
+        return Program(self.network, self.mode)
+
+    def create_execution_context(self) -> ExecutionContext:
+        """A context: what one thread needs to run the engine."""
+        from polytool.backends.native.context import ExecutionContext
+
+        return ExecutionContext(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, whole or not at all."""
+        from polytool.backends.native.engine_file import save
+
+        save(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "auto", kernels: bool = True) -> Engine:
+        """Read an engine file; weights stay on disk until they are used.
+
+        Raises:
+            ModelError: the file is missing, truncated, altered, or of another version.
+        """
+        from polytool.backends.native.engine_file import load
+
+        return load(Path(path), device=device, kernels=kernels)

@@ -1,0 +1,125 @@
+"""Pointwise operators join the layer that feeds them.
+
+* `Conv|ConvTranspose|Gemm|MatMul|... -> pointwise*  =>  conv|gemm with an epilogue`
+* `pointwise -> pointwise*                            =>  pointwise`
+
+A chain may branch and join again (`x * sigmoid(x)`) as long as one tensor leaves it. Everything
+that leaves is stored, everything else is not. Refused: a broadcast that would enlarge the result,
+two precisions, more than `_LONGEST` nodes, and two-operand steps whose shapes are not known to
+agree.
+"""
+
+from __future__ import annotations
+
+from polytool.backends.native.config import BuilderConfig
+from polytool.backends.native.network import Layer, Network, Node, Tensor
+from polytool.tensors import Shape
+
+_ANCHORS = {
+    "Conv": "conv",
+    "ConvTranspose": "deconv",
+    "Gemm": "gemm",
+    "MatMul": "gemm",
+    "FusedMatMul": "gemm",
+}
+_LONGEST = 24
+
+
+def fuse_epilogues(network: Network, config: BuilderConfig) -> None:
+    """Fuse in `network` and in every body below it."""
+    for graph in (network, *network.bodies()):
+        _fuse(graph)
+
+
+def _fuse(network: Network) -> None:
+    consumers: dict[Tensor, list[int]] = {}
+    for index, layer in enumerate(network.layers):
+        for tensor in layer.inputs:
+            consumers.setdefault(tensor, []).append(index)
+    leaving = {*network.outputs}
+    taken: set[int] = set()
+    placed: dict[int, Layer] = {}
+    for index, layer in enumerate(network.layers):
+        if index in taken:
+            continue
+        kind = _kind(layer)
+        if kind is None:
+            placed[index] = layer
+            continue
+        members = _grow(index, network.layers, consumers, leaving, taken)
+        taken.update(members)
+        nodes = [network.layers[i].nodes[0] for i in members]
+        if len(nodes) == 1 and kind == "pointwise":
+            placed[index] = layer
+            continue
+        placed[members[-1]] = Layer(kind, nodes, list(nodes[-1].writes()))
+    network.replace_layers(placed[i] for i in sorted(placed))
+
+
+def _kind(layer: Layer) -> str | None:
+    node = layer.nodes[0]
+    if len(layer.nodes) > 1 or len(layer.outputs) != 1:
+        return None
+    if node.op in _ANCHORS:
+        return _ANCHORS[node.op]
+    return "pointwise" if _is_pointwise(node) else None
+
+
+def _is_pointwise(node: Node) -> bool:
+    operator = node.operator
+    return operator is not None and operator.pointwise and len(node.outputs) == 1
+
+
+def _grow(
+    start: int,
+    layers: list[Layer],
+    consumers: dict[Tensor, list[int]],
+    leaving: set[Tensor],
+    taken: set[int],
+) -> list[int]:
+    """Indexes of the layers that fuse with `start`, in order; only the last one's output leaves."""
+    members, accepted = [start], [start]
+    shape = layers[start].outputs[0].shape
+    while len(members) < _LONGEST:
+        frontier = sorted(
+            {c for m in members for c in consumers.get(layers[m].outputs[0], ())} - set(members)
+        )
+        open_ends = any(layers[m].outputs[0] in leaving for m in members)
+        if not frontier or open_ends or not _joins(frontier[0], layers, members, shape, taken):
+            break
+        members.append(frontier[0])
+        inside = set(members)
+        exposed = [
+            m
+            for m in members
+            if layers[m].outputs[0] in leaving
+            or not inside.issuperset(consumers.get(layers[m].outputs[0], ()))
+        ]
+        if not exposed or exposed == [members[-1]]:
+            accepted = members.copy()
+    return accepted
+
+
+def _joins(
+    index: int, layers: list[Layer], members: list[int], shape: Shape | None, taken: set[int]
+) -> bool:
+    layer, first = layers[index], layers[members[0]]
+    node = layer.nodes[0]
+    if index in taken or len(layer.nodes) > 1 or not _is_pointwise(node):
+        return False
+    if node.precision != first.precision or layer.outputs[0].container != "tensor":
+        return False
+    inside = {layers[m].outputs[0] for m in members}
+    return all(t is None or t in inside or _fits(t, shape) for t in node.inputs)
+
+
+def _fits(tensor: Tensor, shape: Shape | None) -> bool:
+    """Whether an operand from outside surely does not enlarge a value of `shape`."""
+    if tensor.constant is not None and tensor.constant.size == 1:
+        return shape is not None and len(tensor.constant.shape) <= len(shape)
+    if tensor.shape is None or shape is None or len(tensor.shape) > len(shape):
+        return False
+    tail = shape[len(shape) - len(tensor.shape) :]
+    return all(
+        a == 1 or (a is not None and a == b) for a, b in zip(tensor.shape, tail, strict=True)
+    )

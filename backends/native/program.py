@@ -1,0 +1,173 @@
+"""A network made ready to run on the CPU: bound functions over slots.
+
+Everything that can be decided once is decided here: which tactic runs a layer, where its inputs
+and outputs lie, what may be freed after it. A `Program` is read-only once built, so any number of
+threads can run it at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from polytool.backends.native.network import Layer, Network, Tensor
+from polytool.backends.native.numerics import load, storage, store
+from polytool.backends.native.tactics import choose
+from polytool.backends.native.tactics.base import Mode
+from polytool.backends.native.tactics.numpy_generic import stored_constant
+from polytool.errors import PolytoolError, RunnerError
+from polytool.tensors import DType
+
+Watch = Callable[[Layer, Sequence[Any]], None]
+"""Called with a layer and its stored outputs, right after the layer ran."""
+
+_REDUCED = (DType.FLOAT16, DType.BFLOAT16)
+
+
+@dataclass(slots=True)
+class Step:
+    """One layer, bound.
+
+    Attributes:
+        wants: the NumPy dtype of each output; None where every value must be looked at.
+        dead: slots that nothing reads after this step.
+        watched: runs the layer with a `Watch` for the layers of its bodies; control flow only.
+    """
+
+    layer: Layer
+    launch: Callable[..., Sequence[Any]]
+    sources: tuple[int, ...]
+    targets: tuple[int, ...]
+    wants: tuple[Any, ...]
+    dead: tuple[int, ...]
+    watched: Callable[..., Sequence[Any]] | None = None
+
+
+class Program:
+    """The steps of one network; `run` takes its inputs followed by its captures."""
+
+    def __init__(self, network: Network, mode: Mode) -> None:
+        self.network, self.mode = network, mode
+        self._slots: dict[Tensor, int] = {}
+        self._base: list[Any] = []
+        inputs = [*network.inputs, *network.captures]
+        for tensor in inputs:
+            self._slot(tensor)
+        self._n_inputs = len(inputs)
+        self._outputs: list[int] = []
+        last = self._last_reads(network)
+        self._steps = [self._step(i, layer, last) for i, layer in enumerate(network.layers)]
+        self._outputs = [self._slot(t) for t in network.outputs]
+
+    def _slot(self, tensor: Tensor) -> int:
+        if tensor not in self._slots:
+            self._slots[tensor] = len(self._base)
+            constant = tensor.constant is not None
+            self._base.append(stored_constant(tensor, self.mode) if constant else None)
+        return self._slots[tensor]
+
+    @staticmethod
+    def _last_reads(network: Network) -> dict[Tensor, int]:
+        last: dict[Tensor, int] = {}
+        for index, layer in enumerate(network.layers):
+            for tensor in (*layer.outputs, *layer.inputs):
+                last[tensor] = index
+        for tensor in network.outputs:
+            last[tensor] = len(network.layers)
+        return last
+
+    def _step(self, index: int, layer: Layer, last: dict[Tensor, int]) -> Step:
+        dead = tuple(self._slot(t) for t in (*layer.inputs, *layer.outputs) if last.get(t) == index)
+        wants = tuple(
+            None
+            if t.dtype is None or t.dtype in _REDUCED or t.container != "tensor"
+            else storage(t.dtype, wide=self.mode.wide)
+            for t in layer.outputs
+        )
+        watched = None
+        if layer.nodes[0].bodies:
+            from polytool.backends.native.control import compile_control
+
+            launch, watched = compile_control(layer, self.mode)
+        else:
+            launch = choose(layer, self.mode).compile(layer, self.mode)
+        return Step(
+            layer,
+            launch,
+            tuple(self._slot(t) for t in layer.inputs),
+            tuple(self._slot(t) for t in layer.outputs),
+            wants,
+            dead,
+            watched,
+        )
+
+    def run(self, inputs: Sequence[Any], watch: Watch | None = None) -> list[Any]:
+        """Run every step.
+
+        Args:
+            inputs: stored arrays for the network's inputs, then for its captures.
+            watch: called after each layer, those of bodies included.
+
+        Raises:
+            RunnerError: a layer failed; the message names it.
+        """
+        slots = self._base.copy()
+        slots[: self._n_inputs] = inputs
+        ndarray = np.ndarray
+        for step in self._steps:
+            arguments = [slots[i] for i in step.sources]
+            try:
+                if watch is not None and step.watched is not None:
+                    produced = step.watched(watch, *arguments)
+                else:
+                    produced = step.launch(*arguments)
+            except PolytoolError:
+                raise
+            except MemoryError as err:
+                raise RunnerError(
+                    f"not enough memory for layer {step.layer.name!r} ({step.layer.kind})"
+                ) from err
+            except Exception as err:
+                raise _failure(step.layer, arguments, err) from err
+            for target, value, want in zip(step.targets, produced, step.wants, strict=False):
+                if type(value) is not ndarray or value.dtype is not want:
+                    value = self._stored(value, step.layer, target)
+                slots[target] = value
+            if watch is not None:
+                watch(step.layer, [slots[i] for i in step.targets])
+            for index in step.dead:
+                slots[index] = None
+        return [slots[i] for i in self._outputs]
+
+    def _stored(self, value: Any, layer: Layer, target: int) -> Any:
+        tensor = next(t for t in layer.outputs if self._slots[t] == target)
+        return as_stored(value, tensor, layer, self.mode)
+
+
+def as_stored(value: Any, tensor: Tensor, layer: Layer, mode: Mode) -> Any:
+    """What a layer returned, as `tensor` is stored: rounded unless its operator is exact."""
+    if isinstance(value, (list, dict)) or value is None:
+        return value
+    array = np.asarray(value)
+    if tensor.dtype is None:
+        return array
+    if tensor.dtype is DType.STRING:
+        return array if array.dtype == object else array.astype(object)
+    operator = layer.nodes[-1].operator
+    if len(layer.nodes) == 1 and operator is not None and operator.exact:
+        return load(array, tensor.dtype, wide=mode.wide)
+    return store(array, tensor.dtype, wide=mode.wide)
+
+
+def _failure(layer: Layer, arguments: Sequence[Any], err: Exception) -> RunnerError:
+    shown = ", ".join(
+        f"{t.name}{list(np.shape(a))}" if not isinstance(a, list) else f"{t.name}[{len(a)} items]"
+        for t, a in zip(layer.inputs, arguments, strict=False)
+    )
+    nodes = ", ".join(layer.origin) or layer.name
+    return RunnerError(
+        f"node {nodes} ({layer.kind}) cannot run on inputs {shown}: {err}; check the input shapes"
+    )

@@ -1,0 +1,150 @@
+"""The native engine behind the common Runner interface."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import polytool
+from polytool.backends.base import Feeds, Observable, Observer, Outputs, Tap
+from polytool.backends.native.builder import engine_from_onnx, is_engine
+from polytool.backends.native.config import BuilderConfig
+from polytool.backends.native.context import ExecutionContext
+from polytool.backends.native.engine import Engine
+from polytool.backends.native.network import Layer, Tensor
+from polytool.backends.native.numerics import unload
+from polytool.tensors import TensorSpec
+
+
+class NativeRunner(Observable):
+    """Runs a model on polytool's own engine.
+
+    Args:
+        model: a path, `onnx.ModelProto`, bytes, an `Engine`, or the path of an engine file.
+        precision: `fp32`, `tf32`, `fp16`, `bf16` or `fp64`.
+        device: `auto`, `cpu` or `cuda`.
+        profiles: `[{"x": (min, opt, max)}]`.
+        layer_precisions: ordered mapping pattern -> precision, or a path to
+            `{"layer_precisions": {...}}`.
+        optimize: False runs the nodes one by one, unfolded and unfused.
+        config: a complete BuilderConfig in place of the options above.
+    """
+
+    name = "native"
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        precision: str = "fp32",
+        device: str = "auto",
+        profiles: Sequence[Any] | None = None,
+        layer_precisions: Mapping[str, str] | str | Path | None = None,
+        optimize: bool = True,
+        config: BuilderConfig | None = None,
+        name: str | None = None,
+    ) -> None:
+        if isinstance(model, Engine):
+            self.engine = model
+        elif is_engine(model):
+            self.engine = Engine.load(model, device=device)
+        else:
+            self.engine = engine_from_onnx(
+                model,
+                config
+                or BuilderConfig.of(
+                    precision=precision,
+                    device=device,
+                    profiles=profiles,
+                    layer_precisions=layer_precisions,
+                    optimize=optimize,
+                ),
+            )
+        if name is not None:
+            self.name = name
+        network = self.engine.network
+        self.inputs = tuple(t.spec for t in network.inputs)
+        self.outputs = tuple(
+            TensorSpec(name, t.dtype, t.shape, t.container)
+            for name, t in zip(network.output_names, network.outputs, strict=True)
+        )
+        self.context: ExecutionContext | None = None
+        self._seconds = 0.0
+
+    def activate(self) -> None:
+        """Create the execution context."""
+        if self.context is None:
+            self.context = self.engine.create_execution_context()
+
+    def deactivate(self) -> None:
+        """Drop the execution context."""
+        self.context = None
+
+    def infer(self, feeds: Feeds, observe: Observer | None = None) -> Outputs:
+        """Run once; see `Runner.infer` and `Observable.infer`."""
+        self.activate()
+        assert self.context is not None
+        start = time.perf_counter()
+        try:
+            if observe is None:
+                return self.context.infer(feeds)
+            return self.context.infer(feeds, _observer(observe))
+        finally:
+            self._seconds = time.perf_counter() - start
+
+    def last_inference_time(self) -> float:
+        """Seconds that the last `infer` took."""
+        return self._seconds
+
+    def taps(self) -> tuple[Tap, ...]:
+        """Every stored tensor that equals an ONNX tensor, in execution order."""
+        return tuple(
+            tap
+            for _, layer in self.engine.network.walk()
+            for tensor in layer.outputs
+            if (tap := _tap(layer, tensor)) is not None
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Precision, device and versions."""
+        return {
+            "runner": "native",
+            "precision": self.engine.config.precision,
+            "layer_precisions": dict(self.engine.config.layer_precisions),
+            "device": self.engine.device,
+            "optimize": self.engine.config.optimize,
+            "polytool": polytool.__version__,
+            "numpy": np.__version__,
+        }
+
+
+def _spec(tensor: Tensor) -> TensorSpec:
+    name = tensor.value_of.tensor if tensor.value_of is not None else tensor.name
+    return TensorSpec(name, tensor.dtype, tensor.shape, tensor.container)
+
+
+def _tap(layer: Layer, tensor: Tensor) -> Tap | None:
+    if tensor.value_of is None or tensor.value_of.map:
+        return None
+    return Tap(tensor.value_of.tensor, layer.name, layer.origin, _spec(tensor))
+
+
+def _observer(observe: Observer) -> Any:
+    known: dict[Tensor, Tap | None] = {}
+
+    def each(layer: Layer, tensor: Tensor, value: Any) -> None:
+        if tensor not in known:
+            known[tensor] = _tap(layer, tensor)
+        tap = known[tensor]
+        if tap is None:
+            return
+        if isinstance(value, np.ndarray) and tensor.dtype is not None and value.dtype != np.float64:
+            value = unload(value, tensor.dtype)
+        observe(tap, value)
+
+    return each
