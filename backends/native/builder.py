@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.engine import Engine
 from polytool.backends.native.parser import parse
-from polytool.backends.native.passes import PASSES
+from polytool.backends.native.passes import PASSES, UNOPTIMIZED
 from polytool.backends.native.protos import model_name
 from polytool.errors import UsageError
-from polytool.model import load
+from polytool.model import Model, load
 
 
 def engine_from_onnx(model: Any, config: BuilderConfig | None = None) -> Engine:
@@ -31,12 +33,21 @@ def engine_from_onnx(model: Any, config: BuilderConfig | None = None) -> Engine:
     if config.optimize:
         from polytool.surgeon import simplify
 
-        source = simplify(source)
+        source = with_shapes(simplify(source))
     network = parse(source)
-    if config.optimize:
-        for rewrite in PASSES:
-            rewrite(network, config)
-    return Engine(model_name(source), network, config, device)
+    notes: list[str] = []
+    for rewrite in PASSES if config.optimize else UNOPTIMIZED:
+        notes += rewrite(network, config).notes
+    return Engine(model_name(source), network, config, device, tuple(notes))
+
+
+def with_shapes(model: Model) -> Model:
+    """The model with the shapes that ONNX can infer; as it is where inference fails."""
+    try:
+        proto = onnx.shape_inference.infer_shapes(model.proto, data_prop=True)
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        return model  # shapes only help fusion; the engine computes its own when it runs
+    return model.derive(proto)
 
 
 def choose_device(device: str) -> str:

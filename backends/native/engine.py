@@ -25,12 +25,14 @@ class Engine:
         network: the plan: layers in execution order, with their constants.
         config: what it was built with.
         device: `cpu` or `cuda`, decided when it was built or loaded.
+        notes: what the user should hear, such as an option that did nothing.
     """
 
     name: str
     network: Network
     config: BuilderConfig
     device: str = "cpu"
+    notes: tuple[str, ...] = ()
 
     @property
     def mode(self) -> Mode:

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 
+from polytool.backends.native.network import Node
 from polytool.backends.native.ops.registry import dtypes_function
 from polytool.tensors import DType
 
@@ -97,3 +98,32 @@ def output_container(op: str, inputs: Sequence[str]) -> str:
     if op == "Identity" and inputs:
         return inputs[0]
     return _CONTAINERS.get(op, "tensor")
+
+
+_SPECIAL_QUANTISED = ("Q", "Dynamic", "MatMulInteger", "MatMulNBits")
+
+
+def lowerable(node: Node) -> tuple[frozenset[int], frozenset[int]] | None:
+    """Which inputs and outputs of a node may become float16 or bfloat16; None if it cannot.
+
+    They are those whose ONNX type variable allows float16; operators without a schema are
+    lowered as a whole unless they quantise.
+    """
+    every = frozenset(range(len(node.inputs))), frozenset(range(len(node.outputs)))
+    schema = _schema(node.domain, node.op, node.version)
+    if schema is None:
+        quantises = node.op.startswith(_SPECIAL_QUANTISED)
+        return None if quantises or node.domain == "ai.onnx.ml" else every
+    allowed = {
+        c.type_param_str
+        for c in schema.type_constraints
+        if "tensor(float16)" in c.allowed_type_strs
+    }
+
+    def positions(parameters: Any, count: int) -> frozenset[int]:
+        last = len(parameters) - 1
+        return frozenset(i for i in range(count) if parameters[min(i, last)].type_str in allowed)
+
+    inputs = positions(schema.inputs, len(node.inputs))
+    outputs = positions(schema.outputs, len(node.outputs))
+    return (inputs, outputs) if inputs or outputs else None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.network import Layer, Network, Node, Tensor
+from polytool.backends.native.passes.result import PassResult
 from polytool.tensors import Shape
 
 _ANCHORS = {
@@ -25,10 +26,14 @@ _ANCHORS = {
 _LONGEST = 24
 
 
-def fuse_epilogues(network: Network, config: BuilderConfig) -> None:
+def fuse_epilogues(network: Network, config: BuilderConfig) -> PassResult:
     """Fuse in `network` and in every body below it."""
+    result = PassResult()
     for graph in (network, *network.bodies()):
+        before = len(graph.layers)
         _fuse(graph)
+        result.changed += before - len(graph.layers)
+    return result
 
 
 def _fuse(network: Network) -> None:
@@ -107,7 +112,10 @@ def _joins(
     node = layer.nodes[0]
     if index in taken or len(layer.nodes) > 1 or not _is_pointwise(node):
         return False
-    if node.precision != first.precision or layer.outputs[0].container != "tensor":
+    precisions = {layers[m].nodes[0].precision for m in members} | {node.precision}
+    if len(precisions) > 1 or layer.outputs[0].container != "tensor":
+        return False
+    if layer.outputs[0].place != first.outputs[0].place:
         return False
     inside = {layers[m].outputs[0] for m in members}
     return all(t is None or t in inside or _fits(t, shape) for t in node.inputs)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from polytool.backends.native.network import Layer, Node, Tensor
-from polytool.backends.native.numerics import load, round_tf32
+from polytool.backends.native.numerics import load, round_tf32, store
 from polytool.backends.native.tactics.base import Launch, Mode, Tactic
 from polytool.errors import UnsupportedError
 
@@ -47,6 +47,16 @@ def bind(node: Node) -> Callable[..., Any]:
     if node.precision == "tf32" and node.op in TF32_OPERATORS:
         return lambda *args: function(*(_tf32(a) for a in args))
     return function
+
+
+def bind_fused(node: Node, mode: Mode) -> Callable[..., Any]:
+    """Like `bind`, for a node inside a fused layer: an explicit Cast rounds there too."""
+    function = bind(node)
+    (tensor, *_) = node.outputs
+    if node.op not in ("Cast", "CastLike") or tensor is None or tensor.dtype is None:
+        return function
+    dtype = tensor.dtype
+    return lambda *args: store(np.asarray(function(*args)), dtype, wide=mode.wide)
 
 
 def _tf32(value: Any) -> Any:
@@ -123,7 +133,7 @@ def _several(layer: Layer, mode: Mode) -> Launch:
             base.append(None)
             if tensor is not None:
                 keys[tensor] = targets[-1]
-        steps.append((bind(node), sources, targets))
+        steps.append((bind_fused(node, mode), sources, targets))
     base.append(None)  # slot -1: an absent input
     results = [keys[t] for t in layer.outputs]
     n_inputs = len(layer.inputs)
