@@ -72,6 +72,13 @@ class DataFile:
         self._memory = None
         return offset
 
+    def is_at(self, path: StrPath) -> bool:
+        """Whether `path` is this very file."""
+        try:
+            return self._fd is not None and os.path.samestat(os.fstat(self._fd), os.stat(path))
+        except OSError:
+            return False
+
     @property
     def view(self) -> memoryview:
         """The whole content; pages are read when they are touched."""

@@ -262,6 +262,12 @@ class Model:
                 raise ModelError(f"the model's external data cannot be used: {err}") from None
         return self._files[location]
 
+    def path_of(self, location: str) -> str | None:
+        """The path of the file that `location` names; None where it has none, or lost it."""
+        file = self.file(location)
+        path = location if location in self._own else os.path.join(self._directory or "", location)
+        return path if file.is_at(path) else None
+
     def locate(self, tensor: onnx.TensorProto) -> FileRange | None:
         """Where the content lies; None when it is in `tensor` itself.
 
