@@ -350,12 +350,11 @@ class _Parser:
         shapes: Mapping[str, onnx.ValueInfoProto],
     ) -> list[Layer]:
         """Expand an operator by the function that ONNX defines it with."""
-        function = function_of_schema(
-            proto, node, [t.dtype if t is not None else None for t in self.inputs(node, scope)]
-        )
+        specs = [t.spec if t is not None else None for t in self.inputs(node, scope)]
+        function = function_of_schema(proto, node, specs)
         if function is None:
             return [self.layer(node, scope, shapes)]
-        return self.expand(function, proto, scope, shapes)
+        return self.expand(function, proto, scope, shapes, outer=scope)  # SequenceMap captures
 
     def expand(
         self,
@@ -363,6 +362,7 @@ class _Parser:
         proto: NodeProto,
         scope: _Scope,
         shapes: Mapping[str, onnx.ValueInfoProto],
+        outer: _Scope | None = None,
     ) -> list[Layer]:
         if scope.depth >= _MAX_DEPTH:
             raise ModelError(f"function {function.name!r} of {self.name} calls itself")
@@ -375,16 +375,13 @@ class _Parser:
                 names[formal] = tensor
         attributes = {a.name: a for a in function.attribute_proto}
         for attribute in proto.attribute:
-            attributes[attribute.name] = self.resolve(attribute, scope)
-        opsets = {normal_domain(o.domain): o.version for o in function.opset_import} or scope.opsets
-        inner = _Scope(
-            names,
-            None,
-            f"{scope.path}{shown}/{function.name}/",
-            opsets,
-            attributes,
-            scope.depth + 1,
-        )
+            given_value = scope.attributes.get(attribute.ref_attr_name, attribute)
+            if not given_value.ref_attr_name:  # else left at its default
+                attributes[attribute.name] = given_value
+        opsets = {**scope.opsets}
+        opsets |= {normal_domain(o.domain): o.version for o in function.opset_import}
+        path = f"{scope.path}{shown}/{function.name}/"
+        inner = _Scope(names, outer, path, opsets, attributes, scope.depth + 1)
         absent = {name for name in function.input if name not in names}
         nodes = [without_inputs(n, absent) for n in function.node]
         layers = self.nodes(nodes, inner, {v.name: v for v in function.value_info})
@@ -395,11 +392,6 @@ class _Parser:
                     found.value_of = ValueOf(scope.path + actual)
                 scope.names[actual] = found
         return layers
-
-    def resolve(self, attribute: AttributeProto, scope: _Scope) -> AttributeProto:
-        if attribute.ref_attr_name and attribute.ref_attr_name in scope.attributes:
-            return scope.attributes[attribute.ref_attr_name]
-        return attribute
 
 
 def _type_from_body(

@@ -11,7 +11,7 @@ from onnx import AttributeProto, NodeProto
 from polytool.backends.native.ops import registry
 from polytool.errors import ModelError
 from polytool.model import Model
-from polytool.tensors import DType, Shape
+from polytool.tensors import DType, Shape, TensorSpec
 
 
 def without_inputs(node: NodeProto, absent: set[str]) -> NodeProto:
@@ -27,7 +27,7 @@ def without_inputs(node: NodeProto, absent: set[str]) -> NodeProto:
 
 
 def function_of_schema(
-    proto: NodeProto, node: registry.Node, dtypes: list[DType | None]
+    proto: NodeProto, node: registry.Node, specs: list[TensorSpec | None]
 ) -> onnx.FunctionProto | None:
     """The definition of an operator in the ONNX standard, if it is a function."""
     try:
@@ -39,13 +39,12 @@ def function_of_schema(
     function = onnx.FunctionProto()
     if schema.has_function:
         function.CopyFrom(schema.function_body)
+        defaults = (a.default_value for a in schema.attributes.values())
+        function.attribute_proto.extend(d for d in defaults if d.type)
         return function
     if not schema.has_context_dependent_function:
         return None
-    types = [
-        onnx.helper.make_tensor_type_proto(d, None).SerializeToString() if d is not None else b""
-        for d in dtypes
-    ]
+    types = [_type_proto(spec).SerializeToString() for spec in specs]
     while len(types) < len(proto.input):
         types.append(b"")
     try:
@@ -127,6 +126,17 @@ def _reads(node: NodeProto) -> Iterable[str]:
             for inner in attribute.g.node:
                 yield from _reads(inner)
             yield from (o.name for o in attribute.g.output)
+
+
+def _type_proto(spec: TensorSpec | None) -> onnx.TypeProto:
+    if spec is None or spec.dtype is None:
+        return onnx.TypeProto()
+    tensor = onnx.helper.make_tensor_type_proto(spec.dtype, None)
+    if spec.container == "sequence":
+        return onnx.helper.make_sequence_type_proto(tensor)
+    if spec.container == "optional":
+        return onnx.helper.make_optional_type_proto(tensor)
+    return tensor
 
 
 def model_name(model: Model) -> str:

@@ -1,0 +1,112 @@
+"""Any slice of a model, evaluated in float64 without fusion: the native `LayerOracle`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from polytool.backends.base import Feeds, LayerOracle, Outputs
+from polytool.backends.native.network import Layer, Network, Tensor
+from polytool.backends.native.numerics import load as to_stored
+from polytool.backends.native.parser import parse
+from polytool.backends.native.program import Program
+from polytool.backends.native.tactics.base import Mode
+from polytool.errors import UsageError
+from polytool.model import load
+
+_WIDE = Mode(wide=True)
+
+
+class NativeOracle(LayerOracle):
+    """The original graph, node by node, with every real float type in float64.
+
+    It is independent of fusion, kernels and precision, not of polytool's operator semantics.
+
+    Args:
+        model: a path, `onnx.ModelProto`, bytes, or a `polytool.model.Model`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.network = parse(load(model))
+        self._tensors: dict[str, Tensor] = {}
+        self._producers: dict[Tensor, Layer] = {}
+        for network in (self.network, *self.network.bodies()):
+            self._index(network)
+        self._programs: dict[tuple[frozenset[str], tuple[str, ...]], Program] = {}
+
+    def _index(self, network: Network) -> None:
+        for tensor in network.inputs:
+            self._name(tensor)
+        for layer in network.layers:
+            for tensor in layer.outputs:
+                self._producers[tensor] = layer
+                self._name(tensor)
+            for tensor in layer.constants():
+                self._name(tensor)
+
+    def _name(self, tensor: Tensor) -> None:
+        self._tensors.setdefault(tensor.name, tensor)
+        if tensor.value_of is not None:
+            self._tensors.setdefault(tensor.value_of.tensor, tensor)
+
+    def layers(self, inputs: Iterable[str], wanted: Iterable[str]) -> list[Layer]:
+        """The layers of the slice from `inputs` to `wanted`, in execution order.
+
+        Raises:
+            UsageError: a tensor is unknown, or `inputs` do not suffice.
+        """
+        return self._slice({self._find(n) for n in inputs}, [self._find(n) for n in wanted])
+
+    def evaluate(self, inputs: Feeds, wanted: Iterable[str]) -> Outputs:
+        """Compute `wanted` (float64 where they are floats) from `inputs`; see `LayerOracle`."""
+        names = tuple(wanted)
+        program = self._program(frozenset(inputs), names)
+        values = [self._stored(t, inputs) for t in program.network.inputs]
+        with np.errstate(all="ignore"):
+            results = program.run(values)
+        return dict(zip(names, results, strict=True))
+
+    def _stored(self, tensor: Tensor, inputs: Mapping[str, Any]) -> Any:
+        name = tensor.value_of.tensor if tensor.value_of is not None else tensor.name
+        value = inputs[name] if name in inputs else inputs[tensor.name]
+        if isinstance(value, np.ndarray) and tensor.dtype is not None:
+            return to_stored(value, tensor.dtype, wide=True)
+        return value
+
+    def _program(self, given: frozenset[str], wanted: tuple[str, ...]) -> Program:
+        key = given, wanted
+        if key not in self._programs:
+            inputs = {self._find(n) for n in given}
+            outputs = [self._find(n) for n in wanted]
+            layers = self._slice(inputs, outputs)
+            used = [t for t in sorted(inputs, key=lambda t: t.name) if t.constant is None]
+            self._programs[key] = Program(Network("slice", used, outputs, layers), _WIDE)
+        return self._programs[key]
+
+    def _find(self, name: str) -> Tensor:
+        if name not in self._tensors:
+            raise UsageError(f"the model has no tensor {name!r}")
+        return self._tensors[name]
+
+    def _slice(self, inputs: set[Tensor], wanted: list[Tensor]) -> list[Layer]:
+        order: list[Layer] = []
+        done: set[int] = set()
+        stack = [(t, False) for t in reversed(wanted)]
+        while stack:
+            tensor, ready = stack.pop()
+            if tensor in inputs or tensor.constant is not None:
+                continue
+            layer = self._producers.get(tensor)
+            if layer is None:
+                raise UsageError(f"{tensor.name!r} is needed to evaluate the slice, but not given")
+            if id(layer) in done:
+                continue
+            if ready:
+                done.add(id(layer))
+                order.append(layer)
+                continue
+            stack.append((tensor, True))
+            stack.extend((t, False) for t in reversed(layer.inputs))
+        return order
