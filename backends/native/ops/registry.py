@@ -144,7 +144,9 @@ def upgrade(name: str, *, since: int, domain: str = "") -> Callable[[Upgrade], U
     return register
 
 
-def _side(table: dict[tuple[str, str], Function]) -> Callable[..., Any]:
+def _side(
+    table: dict[tuple[str, str], Function],
+) -> Callable[..., Callable[[Function], Function]]:
     def decorate(*names: str, domain: str = "") -> Callable[[Function], Function]:
         def register(function: Function) -> Function:
             for name in names:
