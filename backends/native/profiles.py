@@ -56,6 +56,10 @@ class OptimizationProfile:
             return None
         return f"{name} has shape {list(shape)}, outside {list(low)} to {list(high)}"
 
+    def to_samples(self) -> list[dict[str, Dims]]:
+        """The input shapes at min, opt and max."""
+        return [{name: t[i] for name, t in self.shapes.items()} for i in range(3)]
+
     def to_json(self) -> dict[str, Any]:
         """`{"x": [min, opt, max]}`."""
         return {name: [list(d) for d in triple] for name, triple in self.shapes.items()}

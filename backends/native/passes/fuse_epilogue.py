@@ -14,6 +14,7 @@ from __future__ import annotations
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.network import Layer, Network, Node, Tensor
 from polytool.backends.native.passes.result import PassResult
+from polytool.backends.native.shapes import ShapePass, probe, sample_inputs
 from polytool.tensors import Shape
 
 _ANCHORS = {
@@ -29,14 +30,38 @@ _LONGEST = 24
 def fuse_epilogues(network: Network, config: BuilderConfig) -> PassResult:
     """Fuse in `network` and in every body below it."""
     result = PassResult()
+    samples = [p.to_samples() for p in config.profiles] or [sample_inputs(network)]
+    passes = probe(network, [s for group in samples for s in group])
     for graph in (network, *network.bodies()):
         before = len(graph.layers)
-        _fuse(graph)
+        _fuse(graph, _Sizes(passes))
         result.changed += before - len(graph.layers)
     return result
 
 
-def _fuse(network: Network) -> None:
+class _Sizes:
+    """What is known of shapes: from the types in the graph and from probing."""
+
+    def __init__(self, passes: list[ShapePass]) -> None:
+        self._passes = passes
+
+    def fits(self, tensor: Tensor, into: Tensor) -> bool:
+        """Whether `tensor` surely broadcasts to `into` without enlarging it."""
+        pairs = [(p.shape(tensor), p.shape(into)) for p in self._passes]
+        if pairs and all(a is not None and b is not None for a, b in pairs):
+            return all(_within(a, b) for a, b in pairs)
+        constant = tensor.constant
+        return _within(constant.shape if constant is not None else tensor.shape, into.shape)
+
+
+def _within(small: Shape | None, large: Shape | None) -> bool:
+    if small is None or large is None or len(small) > len(large):
+        return False
+    tail = large[len(large) - len(small) :]
+    return all(a == 1 or (a is not None and a == b) for a, b in zip(small, tail, strict=True))
+
+
+def _fuse(network: Network, sizes: _Sizes) -> None:
     consumers: dict[Tensor, list[int]] = {}
     for index, layer in enumerate(network.layers):
         for tensor in layer.inputs:
@@ -51,7 +76,7 @@ def _fuse(network: Network) -> None:
         if kind is None:
             placed[index] = layer
             continue
-        members = _grow(index, network.layers, consumers, leaving, taken)
+        members = _grow(index, network.layers, consumers, leaving, taken, sizes)
         taken.update(members)
         nodes = [network.layers[i].nodes[0] for i in members]
         if len(nodes) == 1 and kind == "pointwise":
@@ -81,16 +106,16 @@ def _grow(
     consumers: dict[Tensor, list[int]],
     leaving: set[Tensor],
     taken: set[int],
+    sizes: _Sizes,
 ) -> list[int]:
     """Indexes of the layers that fuse with `start`, in order; only the last one's output leaves."""
     members, accepted = [start], [start]
-    shape = layers[start].outputs[0].shape
     while len(members) < _LONGEST:
         frontier = sorted(
             {c for m in members for c in consumers.get(layers[m].outputs[0], ())} - set(members)
         )
         open_ends = any(layers[m].outputs[0] in leaving for m in members)
-        if not frontier or open_ends or not _joins(frontier[0], layers, members, shape, taken):
+        if not frontier or open_ends or not _joins(frontier[0], layers, members, sizes, taken):
             break
         members.append(frontier[0])
         inside = set(members)
@@ -106,7 +131,7 @@ def _grow(
 
 
 def _joins(
-    index: int, layers: list[Layer], members: list[int], shape: Shape | None, taken: set[int]
+    index: int, layers: list[Layer], members: list[int], sizes: _Sizes, taken: set[int]
 ) -> bool:
     layer, first = layers[index], layers[members[0]]
     node = layer.nodes[0]
@@ -118,16 +143,4 @@ def _joins(
     if layer.outputs[0].place != first.outputs[0].place:
         return False
     inside = {layers[m].outputs[0] for m in members}
-    return all(t is None or t in inside or _fits(t, shape) for t in node.inputs)
-
-
-def _fits(tensor: Tensor, shape: Shape | None) -> bool:
-    """Whether an operand from outside surely does not enlarge a value of `shape`."""
-    if tensor.constant is not None and tensor.constant.size == 1:
-        return shape is not None and len(tensor.constant.shape) <= len(shape)
-    if tensor.shape is None or shape is None or len(tensor.shape) > len(shape):
-        return False
-    tail = shape[len(shape) - len(tensor.shape) :]
-    return all(
-        a == 1 or (a is not None and a == b) for a, b in zip(tensor.shape, tail, strict=True)
-    )
+    return all(t is None or t in inside or sizes.fits(t, first.outputs[0]) for t in node.inputs)
