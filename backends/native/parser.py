@@ -25,6 +25,7 @@ from polytool.backends.native.network import (
 )
 from polytool.backends.native.ops import registry
 from polytool.backends.native.protos import (
+    constant_value,
     display,
     function_of_schema,
     model_name,
@@ -196,6 +197,9 @@ class _Parser:
             attrs,
             proto.name,
         )
+        if domain == "" and node.op == "Constant" and len(attrs) == 1:
+            self.initializer(node.outputs[0], Constant.of(constant_value(attrs)), scope)
+            return []
         if domain == "" and node.op in CONTROL:
             return [self.control(node, graphs, scope, shapes)]
         raised = registry.raise_node(node)

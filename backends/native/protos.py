@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+import numpy as np
 import onnx
 from onnx import AttributeProto, NodeProto
 
@@ -137,6 +139,15 @@ def _type_proto(spec: TensorSpec | None) -> onnx.TypeProto:
     if spec.container == "optional":
         return onnx.helper.make_optional_type_proto(tensor)
     return tensor
+
+
+def constant_value(attrs: Mapping[str, Any]) -> np.ndarray:
+    """The array of a Constant node, from the one attribute that it has."""
+    ((kind, value),) = attrs.items()
+    if kind.startswith("value_string"):
+        return np.array(value, dtype=object)
+    dtype = {"value_f": np.float32, "value_i": np.int64}.get(kind[:7])
+    return np.asarray(value, dtype=dtype)
 
 
 def model_name(model: Model) -> str:
