@@ -1,0 +1,374 @@
+"""Arguments and options that commands share, so that a name means the same thing everywhere.
+
+    @options.command()
+    @options.model
+    @options.output(help="Where the engine goes.")
+    @options.json
+    def convert(model: str, output: str, as_json: bool) -> int | None: ...
+
+An option marked `several=True` takes any number of values, as in Polygraphy: `--rtol 1e-3 out:1e-2`
+is the same as `--rtol 1e-3 --rtol out:1e-2`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from polytool.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[F], F]
+
+_SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class Option(click.Option):
+    """A click option that may take several values after one flag."""
+
+    def __init__(self, *args: Any, several: bool = False, **attrs: Any) -> None:
+        super().__init__(*args, multiple=attrs.pop("multiple", several), **attrs)
+        self.several = several
+
+    def make_metavar(self, ctx: click.Context) -> str:
+        metavar = super().make_metavar(ctx)
+        return f"{metavar}..." if self.several else metavar
+
+
+class Command(click.Command):
+    """A command with -v, -q and --log-file, and options that take several values."""
+
+    def __init__(self, *args: Any, params: Sequence[click.Parameter] = (), **attrs: Any) -> None:
+        super().__init__(*args, params=[*params, *_verbosity()], **attrs)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, spread(self.params, args))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        _configure_logging(ctx.params)
+        for name in ("verbose", "quiet", "log_file"):
+            ctx.params.pop(name, None)
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError as err:  # the reader of a pipe has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(141) from err
+        return result
+
+
+def command() -> Callable[[Callable[..., Any]], Command]:
+    """`@options.command()` instead of `@click.command()`."""
+    return click.command(cls=Command)
+
+
+def option(*names: str, **attrs: Any) -> Decorator[F]:
+    """`click.option` with `several=True` as a further choice."""
+    attrs.setdefault("show_default", attrs.get("default") not in (None, (), "", False))
+    return click.option(*names, cls=Option, **attrs)
+
+
+def spread(params: Sequence[click.Parameter], args: Sequence[str]) -> list[str]:
+    """Arguments in which every option that takes several values is repeated with each.
+
+    The values of such an option end at the next option; where positional arguments would be
+    missing, the last values are those.
+    """
+    known = {name: p for p in params if isinstance(p, click.Option) for name in p.opts}
+    off = {name: p for p in params if isinstance(p, click.Option) for name in p.secondary_opts}
+    known.update(off)
+    needed = sum(p.nargs for p in params if isinstance(p, click.Argument) and p.required)
+    done: list[str] = []
+    last: list[int] = []  # where in `done` the values stand that could be positional instead
+    found = 0
+    rest = list(args)
+    while rest:
+        arg = rest.pop(0)
+        if arg == "--":
+            found += len(rest)
+            done += [arg, *rest]
+            break
+        param = known.get(arg)
+        done.append(arg)
+        if param is None:
+            found += not _is_option(arg)
+        elif isinstance(param, Option) and param.several:
+            done += rest[:1]
+            del rest[:1]
+            last = []
+            while rest and not _is_option(rest[0]):
+                last.append(len(done))
+                done += [arg, rest.pop(0)]
+        elif not (param.is_flag or param.count):
+            done += rest[: param.nargs]
+            del rest[: param.nargs]
+    for at in last[max(len(last) - max(needed - found, 0), 0) :]:
+        done[at] = ""
+    return [arg for i, arg in enumerate(done) if i not in last or arg]
+
+
+def _is_option(arg: str) -> bool:
+    return arg.startswith("-") and not re.match(r"-(\d|\.\d|inf)", arg) and arg != "-"
+
+
+class Size(click.ParamType):
+    """Bytes: `4096`, `512M`, `1.5G` (powers of 1024)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except ValueError:
+            return self.fail(f"{value!r} is no size such as 4096, 512M or 1.5G", param, ctx)
+
+
+def parse_size(text: str) -> int:
+    """Bytes in `4096`, `512M`, `1.5GiB`.
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError(text)
+    return int(float(match[1]) * _SUFFIXES[match[2].upper()])
+
+
+def named(
+    convert: Callable[[str], Any], what: str, *, need_name: bool = False
+) -> Callable[[click.Context, click.Parameter, Sequence[str]], dict[str, Any]]:
+    """A callback for `[name:]value` options; gives a dict in which "" stands for all tensors."""
+
+    def read(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> dict[str, Any]:
+        from polytool.patterns import parse_named
+
+        with _BadParameter(ctx, param):
+            return parse_named(texts, convert, what, need_name=need_name)
+
+    return read
+
+
+class _BadParameter:
+    """polytool's UsageError as click's, which names the option."""
+
+    def __init__(self, ctx: click.Context, param: click.Parameter) -> None:
+        self.ctx, self.param = ctx, param
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, err: BaseException | None, _: object) -> None:
+        if isinstance(err, UsageError):
+            raise click.BadParameter(str(err), self.ctx, self.param) from err
+
+
+def _read_shapes(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> Any:
+    if not texts:
+        return {}
+    from polytool.feed_shapes import parse_shapes
+
+    with _BadParameter(ctx, param):
+        return parse_shapes(texts)
+
+
+def parse_range(text: str) -> tuple[float, float]:
+    """`[lo,hi]`.
+
+    Raises:
+        ValueError: the text has another form, or hi < lo.
+    """
+    low, high = text.strip().removeprefix("[").removesuffix("]").split(",")
+    if not float(low) <= float(high):
+        raise ValueError(text)
+    return float(low), float(high)
+
+
+def model(function: F) -> F:
+    """MODEL: the path of an ONNX model (or engine, where the command takes one)."""
+    return click.argument("model", metavar="MODEL", type=click.Path(path_type=str))(function)
+
+
+def output(*, required: bool = False, help: str = "Where the result goes.") -> Decorator[F]:
+    """-o/--output."""
+    return option("-o", "--output", required=required, type=click.Path(), metavar="PATH", help=help)
+
+
+def json(function: F) -> F:
+    """--json, passed as `as_json`."""
+    text = "Print one JSON object on stdout, everything else on stderr."
+    return option("--json", "as_json", is_flag=True, help=text)(function)
+
+
+def seed(function: F) -> F:
+    """--seed."""
+    text = "Seed of everything random; the same seed gives the same numbers."
+    return option("--seed", type=int, default=0, help=text)(function)
+
+
+def shapes(*names: str, help: str) -> Decorator[F]:
+    """An option that takes `name:[1,3,224,224]` or `name:1x3x224x224`; a dict of tuples."""
+    return option(
+        *names, several=True, callback=_read_shapes, metavar="NAME:SHAPE", help=help, default=()
+    )
+
+
+input_shapes: Decorator[Any] = shapes(
+    "--input-shapes",
+    help="Shapes of inputs, as x:[1,3,224,224] or x:1x3x224x224; needed where the model leaves "
+    "them open.",
+)
+
+
+def external_data(function: F) -> F:
+    """--external-data-dir and --ignore-external-data."""
+    for decorate in (
+        option(
+            "--ignore-external-data",
+            is_flag=True,
+            help="Do not read weights that lie outside of the model file.",
+        ),
+        option(
+            "--external-data-dir",
+            type=click.Path(),
+            metavar="DIR",
+            help="Where the model's external data lies, if not beside it.",
+        ),
+    ):
+        function = decorate(function)
+    return function
+
+
+def saving(function: F) -> F:
+    """--save-external-data and --external-data-size-threshold."""
+    for decorate in (
+        option(
+            "--external-data-size-threshold",
+            type=Size(),
+            default="1K",
+            metavar="SIZE",
+            help="Weights from this size on go to the external file.",
+        ),
+        option(
+            "--save-external-data",
+            is_flag=False,
+            flag_value="",
+            default=None,
+            metavar="[PATH]",
+            help="Keep weights in a file beside the model (PATH, by default the model's name + "
+            ".data); models over 2 GB always do.",
+        ),
+    ):
+        function = decorate(function)
+    return function
+
+
+@dataclass(frozen=True)
+class FeedOptions:
+    """Where input data come from, as the user said it."""
+
+    input_shapes: dict[str, tuple[int, ...]]
+    seed: int
+    val_range: dict[str, tuple[float, float]]
+    iterations: int | None
+    load_inputs: tuple[str, ...]
+    data_loader_script: str | None
+    save_inputs: str | None
+
+
+def feeds(function: F) -> F:
+    """Every option about input data, passed as one `feeds: FeedOptions`."""
+    return _bundle(
+        function,
+        "feeds",
+        FeedOptions,
+        (
+            input_shapes,
+            seed,
+            option(
+                "--val-range",
+                several=True,
+                metavar="[NAME:][LO,HI]",
+                callback=named(parse_range, "a range such as [0,1]"),
+                help="Range of random values, as [0,1] or x:[-1,1].",
+            ),
+            option("--iterations", type=click.IntRange(1), help="How many inputs to run.  [1]"),
+            option(
+                "--load-inputs",
+                several=True,
+                metavar="PATH",
+                help="Inputs from files: .npz, .npy, Polygraphy's JSON, an ONNX test_data_set, or "
+                "a directory of such files, one an iteration.",
+            ),
+            option(
+                "--data-loader-script",
+                metavar="SCRIPT",
+                help="Inputs from a function that yields dicts, as my_script.py:load_data.",
+            ),
+            option("--save-inputs", metavar="PATH", help="Write the inputs that were used."),
+        ),
+    )
+
+
+def _bundle(
+    function: F, name: str, kind: Callable[..., Any], decorators: Sequence[Decorator[Any]]
+) -> F:
+    """Options collected into one object."""
+    import functools
+
+    @functools.wraps(function)
+    def collect(*args: Any, **kwargs: Any) -> Any:
+        values = {key: kwargs.pop(key) for key in keys}
+        return function(*args, **kwargs, **{name: kind(**values)})
+
+    params: list[click.Parameter] = getattr(collect, "__click_params__", [])
+    before = len(params)
+    wrapped: Any = collect
+    for decorate in reversed(decorators):
+        wrapped = decorate(wrapped)
+    keys = [str(param.name) for param in wrapped.__click_params__[before:]]
+    result: F = wrapped
+    return result
+
+
+def _verbosity() -> list[click.Parameter]:
+    return [
+        Option(["-v", "--verbose"], count=True, help="Say more; -vv says everything."),
+        Option(["-q", "--quiet"], is_flag=True, help="Say nothing but the result and errors."),
+        Option(["--log-file"], metavar="PATH", help="Write the whole log to PATH as well."),
+    ]
+
+
+def _configure_logging(params: dict[str, Any]) -> None:
+    import logging
+
+    levels = (logging.WARNING, logging.INFO, logging.DEBUG)
+    level = logging.ERROR if params.get("quiet") else levels[min(params.get("verbose") or 0, 2)]
+    logger = logging.getLogger("polytool")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.propagate = False
+    shown = logging.StreamHandler()
+    shown.setLevel(level)
+    shown.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(shown)
+    logger.setLevel(level)
+    if path := params.get("log_file"):
+        try:
+            written = logging.FileHandler(path, mode="w", encoding="utf-8")
+        except OSError as err:
+            raise click.BadParameter(
+                f"{path!r} cannot be written: {err.strerror}", param_hint="--log-file"
+            ) from err
+        written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        logger.addHandler(written)
+        logger.setLevel(logging.DEBUG)
