@@ -56,7 +56,8 @@ def test_nested_if_in_loop_captures_two_levels_out():
     both(
         """g (int64 n, bool go, float[2] x) => (float[2] y) {
             k = Neg(x)
-            y = Loop (n, go, x) <body = b (int64 i, bool c, float[2] v) => (bool again, float[2] w) {
+            y = Loop (n, go, x) <body = b (int64 i, bool c, float[2] v) =>
+                (bool again, float[2] w) {
                 again = Identity(c)
                 zero = Constant <value = int64 {1}> ()
                 odd = Equal(i, zero)

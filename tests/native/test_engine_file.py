@@ -153,7 +153,8 @@ def test_a_hostile_header_is_refused(tmp_path):
 
 def test_weights_are_mapped_not_read(tmp_path):
     proto = onnx.parser.parse_model(
-        '<ir_version: 9, opset_import: ["" : 20]> g (float[1,512] x) => (float[1,512] y) { y = MatMul(x, w) }'
+        """<ir_version: 9, opset_import: ["" : 20]>
+        g (float[1,512] x) => (float[1,512] y) { y = MatMul(x, w) }"""
     )
     weight = RNG.standard_normal((512, 512)).astype(np.float32)
     proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))

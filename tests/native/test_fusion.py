@@ -55,7 +55,8 @@ def test_residual_of_the_same_shape_joins():
 
 def test_residual_through_a_strided_branch_is_known_to_agree_by_probing():
     found = layers_of(
-        "a = Conv<pads=[1,1,1,1],strides=[2,2]>(x, w) d = Conv<pads=[1,1,1,1],strides=[2,2]>(x, w, b)"
+        "a = Conv<pads=[1,1,1,1],strides=[2,2]>(x, w)"
+        "d = Conv<pads=[1,1,1,1],strides=[2,2]>(x, w, b)"
         " y = Add(a, d)",
         "float[N,3,H,W] x",
         "float[N,4,P,Q] y",
