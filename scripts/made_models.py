@@ -1,0 +1,186 @@
+"""Models that no package ships, made for tests and benchmarks; everything is seeded.
+
+* `deep`: 1000 blocks of 20 small nodes: what per-node costs show on.
+* `heavy`: 23 MatMuls of 4096 x 4096 with external weights: 1.54 GB, what copies show on.
+* `transformer`: a MiniLM-like encoder as exporters write it (decomposed LayerNorm, erf GELU).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Nodes = list[onnx.NodeProto]
+
+
+def deep(blocks: int = 1000, width: int = 16, seed: int = 0) -> onnx.ModelProto:
+    """A chain of `blocks` blocks of 20 nodes each, with identities and foldable constants."""
+    rng = np.random.default_rng(seed)
+    graph = onnx.GraphProto(name="deep")
+    graph.input.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", width]))
+    graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", width]))
+    graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "half"))
+    graph.initializer.append(numpy_helper.from_array(np.int64([0, -1]), "shape"))
+    current = "x"
+    for block in range(blocks):
+        current = _block(graph, current, block, width, rng)
+    graph.node.append(helper.make_node("Identity", [current], ["y"]))
+    return _model(graph)
+
+
+def _block(graph: onnx.GraphProto, x: str, block: int, width: int, rng: np.random.Generator) -> str:
+    """Two small linear maps, a gate, constant arithmetic, no-ops: twenty nodes."""
+    p = f"b{block}/"
+    for name, shape in (("w1", (width, width)), ("w2", (width, width)), ("bias", (width,))):
+        value = (rng.standard_normal(shape) / np.sqrt(width)).astype(np.float32)
+        graph.initializer.append(numpy_helper.from_array(value, p + name))
+    rows = [
+        ("Mul", [p + "bias", "half"], "c0"),
+        ("Add", [p + "c0", "half"], "c1"),
+        ("Sqrt", [p + "c2"], "c3"),
+        ("Abs", [p + "c1"], "c2"),
+        ("Identity", [x], "i0"),
+        ("MatMul", [p + "i0", p + "w1"], "m0"),
+        ("Add", [p + "m0", p + "c3"], "a0"),
+        ("Sigmoid", [p + "a0"], "s0"),
+        ("Mul", [p + "a0", p + "s0"], "g0"),
+        ("Reshape", [p + "g0", "shape"], "r0"),
+        ("MatMul", [p + "r0", p + "w2"], "m1"),
+        ("Add", [p + "m1", p + "bias"], "a1"),
+        ("Tanh", [p + "a1"], "t0"),
+        ("Identity", [p + "t0"], "i1"),
+        ("Add", [p + "i1", x], "res"),
+        ("Mul", [p + "res", "half"], "h0"),
+        ("Relu", [p + "h0"], "h1"),
+        ("Sub", [p + "h0", p + "h1"], "h2"),
+        ("Add", [p + "h1", p + "h2"], "h3"),
+        ("Identity", [p + "h3"], "out"),
+    ]
+    rows[2], rows[3] = rows[3], rows[2]
+    for op, inputs, output in rows:
+        graph.node.append(helper.make_node(op, inputs, [p + output], name=f"{p}{op}_{output}"))
+    return p + "out"
+
+
+def heavy(path: Path, layers: int = 23, width: int = 4096, seed: int = 0) -> Path:
+    """Write a chain of MatMuls whose weights lie in one external file beside `path`."""
+    rng = np.random.default_rng(seed)
+    graph = onnx.GraphProto(name="heavy")
+    graph.input.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", width]))
+    graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", width]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = width * width * 4
+    with open(path.with_suffix(".onnx.data"), "wb") as data:
+        for layer in range(layers):
+            weight = rng.standard_normal((width, width), np.float32) / np.float32(np.sqrt(width))
+            data.write(weight.tobytes())
+            tensor = graph.initializer.add(name=f"w{layer}", data_type=TensorProto.FLOAT)
+            tensor.dims.extend([width, width])
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in (
+                ("location", path.with_suffix(".onnx.data").name),
+                ("offset", str(layer * size)),
+                ("length", str(size)),
+            ):
+                tensor.external_data.add(key=key, value=value)
+            source = "x" if layer == 0 else f"h{layer - 1}"
+            target = "y" if layer == layers - 1 else f"h{layer}"
+            graph.node.append(helper.make_node("MatMul", [source, f"w{layer}"], [target]))
+    path.write_bytes(_model(graph).SerializeToString())
+    return path
+
+
+def transformer(
+    layers: int = 6, width: int = 384, heads: int = 12, vocabulary: int = 3000, seed: int = 0
+) -> onnx.ModelProto:
+    """Token ids and a mask to hidden states; the size of MiniLM by default."""
+    rng = np.random.default_rng(seed)
+    graph = onnx.GraphProto(name="transformer")
+    for name in ("ids", "mask"):
+        graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT64, ["N", "S"]))
+    graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", "S", width]))
+    build = _Builder(graph, rng)
+    build.weight("embed", (vocabulary, width), 1.0)
+    x = build("Gather", "embed", "ids")
+    mask = build("Cast", build("Unsqueeze", "mask", build.ints(1, 2)), to=TensorProto.FLOAT)
+    bias = build("Mul", build("Sub", build.scalar(1.0), mask), build.scalar(-10000.0))
+    for layer in range(layers):
+        x = _encoder(build, x, bias, f"l{layer}", width, heads)
+    graph.node.append(helper.make_node("Identity", [x], ["y"]))
+    return _model(graph)
+
+
+class _Builder:
+    def __init__(self, graph: onnx.GraphProto, rng: np.random.Generator) -> None:
+        self.graph, self.rng, self.count = graph, rng, 0
+
+    def __call__(self, op: str, *inputs: str, **attrs: object) -> str:
+        self.count += 1
+        output = f"{op.lower()}_{self.count}"
+        name = f"/{op}_{self.count}"
+        self.graph.node.append(helper.make_node(op, inputs, [output], name=name, **attrs))
+        return output
+
+    def constant(self, value: np.ndarray) -> str:
+        self.count += 1
+        name = f"constant_{self.count}"
+        self.graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+    def ints(self, *values: int) -> str:
+        return self.constant(np.int64(values))
+
+    def scalar(self, value: float) -> str:
+        return self.constant(np.float32(value))
+
+    def weight(self, name: str, shape: tuple[int, ...], scale: float | None = None) -> str:
+        spread = shape[0] ** -0.5 if scale is None else scale
+        value = (self.rng.standard_normal(shape) * spread).astype(np.float32)
+        self.graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+    def linear(self, x: str, name: str, n_in: int, n_out: int) -> str:
+        product = self("MatMul", x, self.weight(f"{name}.w", (n_in, n_out)))
+        return self("Add", product, self.weight(f"{name}.b", (n_out,), 0.1))
+
+    def norm(self, x: str, name: str, width: int) -> str:
+        """LayerNormalization as older exporters decompose it."""
+        centred = self("Sub", x, self("ReduceMean", x, axes=[-1]))
+        variance = self("ReduceMean", self("Pow", centred, self.scalar(2.0)), axes=[-1])
+        deviation = self("Sqrt", self("Add", variance, self.scalar(1e-12)))
+        scale = self.constant((1 + 0.1 * self.rng.standard_normal(width)).astype(np.float32))
+        shift = self.weight(f"{name}.shift", (width,), 0.1)
+        return self("Add", self("Mul", self("Div", centred, deviation), scale), shift)
+
+    def gelu(self, x: str) -> str:
+        inner = self("Erf", self("Div", x, self.scalar(float(np.sqrt(2.0)))))
+        doubled = self("Mul", x, self("Add", inner, self.scalar(1.0)))
+        return self("Mul", doubled, self.scalar(0.5))
+
+
+def _encoder(build: _Builder, x: str, bias: str, name: str, width: int, heads: int) -> str:
+    size = width // heads
+    split = build.ints(0, 0, heads, size)
+
+    def head(kind: str, perm: list[int]) -> str:
+        value = build.linear(x, f"{name}.{kind}", width, width)
+        return build("Transpose", build("Reshape", value, split), perm=perm)
+
+    q, k, v = head("q", [0, 2, 1, 3]), head("k", [0, 2, 3, 1]), head("v", [0, 2, 1, 3])
+    scores = build("Div", build("MatMul", q, k), build.scalar(float(np.sqrt(size))))
+    weights = build("Softmax", build("Add", scores, bias), axis=-1)
+    mixed = build("Transpose", build("MatMul", weights, v), perm=[0, 2, 1, 3])
+    flat = build("Reshape", mixed, build.ints(0, 0, width))
+    attended = build.linear(flat, f"{name}.out", width, width)
+    x = build.norm(build("Add", attended, x), f"{name}.norm1", width)
+    hidden = build.gelu(build.linear(x, f"{name}.up", width, 4 * width))
+    down = build.linear(hidden, f"{name}.down", 4 * width, width)
+    return build.norm(build("Add", down, x), f"{name}.norm2", width)
+
+
+def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
+    opsets = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
