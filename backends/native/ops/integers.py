@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from polytool.backends.native.ops.registry import Array
+from polytool.tensors import DType
 
 _EXACT_FLOAT32 = 1 << 24
 
@@ -33,3 +34,15 @@ def exact_product(
     kind = np.float32 if bound < _EXACT_FLOAT32 else np.float64
     result = product(a.astype(kind), b.astype(kind))
     return result.astype(np.int32) if bound < 1 << 31 else result.astype(np.int64).astype(np.int32)
+
+
+def exact_matmul(xp: Any, a: Array, b: Array) -> Array:
+    """The matrix product of integers in int32."""
+    return exact_product(xp, xp.matmul, a, b, axis=-2 if b.ndim > 1 else 0)
+
+
+def saturate(xp: Any, values: Array, dtype: DType) -> Array:
+    """Integral floats (or wider integers) as integers of `dtype`, clipped to its range."""
+    signed = not dtype.label.startswith("u")
+    high = (1 << (dtype.bits - signed)) - 1
+    return xp.clip(values, -high - 1 if signed else 0, high).astype(dtype.numpy)

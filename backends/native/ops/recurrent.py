@@ -43,7 +43,7 @@ _ACTIVATIONS: dict[str, tuple[Callable[..., Array], dict[str, float]]] = {
 }
 
 
-def activations(
+def activation_functions(
     names: Sequence[str] | None,
     alphas: Sequence[float] | None,
     betas: Sequence[float] | None,
@@ -115,20 +115,21 @@ class Recurrence:
     def run(self, gates: Array, step: Step, states: tuple[Array, ...], backwards: bool) -> Any:
         """Run one direction: outputs (time, batch, hidden) and the last states.
 
-        `step(gates[t], *states)` returns the new states, the output first.
+        `step(gates[t], *states)` returns the new states, the output first. It sees zeros for a
+        sequence that has ended, so that those do not widen a dynamic quantisation's range.
         """
         xp = self.xp
         gates = self.turned(gates) if backwards else gates
         outputs = xp.zeros((*gates.shape[:2], states[0].shape[-1]), dtype=gates.dtype)
         for time in range(gates.shape[0]):
-            new = step(gates[time], *states)
-            if self.lengths is not None:
-                alive = (time < self.lengths)[:, None]
-                outputs[time] = xp.where(alive, new[0], xp.zeros_like(new[0]))
-                states = tuple(xp.where(alive, a, b) for a, b in zip(new, states, strict=True))
-            else:
-                outputs[time] = new[0]
-                states = new
+            if self.lengths is None:
+                states = step(gates[time], *states)
+                outputs[time] = states[0]
+                continue
+            alive = (time < self.lengths)[:, None]
+            new = step(gates[time], *(xp.where(alive, s, xp.zeros_like(s)) for s in states))
+            outputs[time] = xp.where(alive, new[0], xp.zeros_like(new[0]))
+            states = tuple(xp.where(alive, a, b) for a, b in zip(new, states, strict=True))
         return (self.turned(outputs) if backwards else outputs), states
 
     def collect(self, runs: list[Any]) -> tuple[Array, ...]:
@@ -186,7 +187,7 @@ def _choose(
     default: Sequence[str],
     frame: Recurrence,
 ) -> list[list[Activation]]:
-    return activations(names, alphas, betas, default, len(frame.reversed))
+    return activation_functions(names, alphas, betas, default, len(frame.reversed))
 
 
 def _rnn_step(frame: Recurrence, r: Array, functions: list[Activation]) -> Step:
