@@ -194,12 +194,12 @@ class Network:
     output_names: tuple[str, ...] = ()
 
     def walk(self) -> Iterator[tuple[Network, Layer]]:
-        """Every layer in execution order, those of bodies after the layer that holds them."""
+        """Every layer in the order of completion: those of bodies before the layer they are in."""
         for layer in self.layers:
-            yield self, layer
             for node in layer.nodes:
                 for body in node.bodies.values():
                     yield from body.walk()
+            yield self, layer
 
     def bodies(self) -> Iterator[Network]:
         """The networks nested in this one, at every depth."""
