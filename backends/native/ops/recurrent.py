@@ -115,8 +115,8 @@ class Recurrence:
     def run(self, gates: Array, step: Step, states: tuple[Array, ...], backwards: bool) -> Any:
         """Run one direction: outputs (time, batch, hidden) and the last states.
 
-        `step(gates[t], *states)` returns the new states, the output first. It sees zeros for a
-        sequence that has ended, so that those do not widen a dynamic quantisation's range.
+        `step(gates[t], *states)` returns the new states, the output first. One step after a
+        sequence's end it sees zeros: they count where a step quantises by the range of its input.
         """
         xp = self.xp
         gates = self.turned(gates) if backwards else gates
@@ -127,7 +127,8 @@ class Recurrence:
                 outputs[time] = states[0]
                 continue
             alive = (time < self.lengths)[:, None]
-            new = step(gates[time], *(xp.where(alive, s, xp.zeros_like(s)) for s in states))
+            seen = (time <= self.lengths)[:, None]
+            new = step(gates[time], *(xp.where(seen, s, xp.zeros_like(s)) for s in states))
             outputs[time] = xp.where(alive, new[0], xp.zeros_like(new[0]))
             states = tuple(xp.where(alive, a, b) for a, b in zip(new, states, strict=True))
         return (self.turned(outputs) if backwards else outputs), states
