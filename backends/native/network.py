@@ -88,7 +88,7 @@ class Node:
     """One operator in its newest form.
 
     Attributes:
-        source: the display name of the ONNX node it comes from; empty for what a pass added.
+        sources: display names of the ONNX nodes it stands for; empty for what a pass added.
         bodies: the Networks of If (`then_branch`, `else_branch`), Loop and Scan (`body`).
         precision: `fp32`, `tf32`, `fp16`, `bf16` or `fp64`: the grid of the operands.
     """
@@ -100,7 +100,7 @@ class Node:
     outputs: list[Tensor | None]
     attrs: dict[str, Any] = field(default_factory=dict)
     bodies: dict[str, Network] = field(default_factory=dict)
-    source: str = ""
+    sources: tuple[str, ...] = ()
     precision: str = "fp32"
 
     @property
@@ -147,7 +147,7 @@ class Layer:
     @property
     def name(self) -> str:
         """The name of the layer's last tensor, which no other layer produces."""
-        return self.outputs[-1].name if self.outputs else self.nodes[-1].source
+        return self.outputs[-1].name if self.outputs else self.nodes[-1].op
 
     @property
     def inputs(self) -> list[Tensor]:
@@ -164,7 +164,7 @@ class Layer:
     @property
     def origin(self) -> tuple[str, ...]:
         """Display names of the ONNX nodes that the layer computes."""
-        return tuple(dict.fromkeys(n.source for n in self.nodes if n.source))
+        return tuple(dict.fromkeys(s for n in self.nodes for s in n.sources))
 
     @property
     def precision(self) -> str:

@@ -266,7 +266,7 @@ class _Parser:
             inputs,
             outputs,
             dict(node.attrs),
-            source=scope.path + display(node),
+            sources=(scope.path + display(node),),
         )
         self.check_attributes(built, display(node))
         return Layer.single(built)
@@ -335,7 +335,7 @@ class _Parser:
                 scope.names[name] = tensor
             outputs.append(tensor)
         built = Node(node.op, "", node.version, inputs, outputs, dict(node.attrs), bodies)
-        built.source = scope.path + shown
+        built.sources = (scope.path + shown,)
         return Layer(node.op, [built], list(built.writes()))
 
     def inner(self, scope: _Scope, path: str) -> _Scope:

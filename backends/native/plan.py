@@ -63,7 +63,7 @@ class PlanWriter:
             "outputs": [self._optional(t) for t in node.outputs],
             "attrs": {k: self._attribute(v) for k, v in node.attrs.items()},
             "bodies": {k: self._network(b) for k, b in node.bodies.items()},
-            "source": node.source,
+            "sources": list(node.sources),
             "precision": node.precision,
         }
 
@@ -165,7 +165,7 @@ class PlanReader:
             [self._optional(i) for i in data["outputs"]],
             {k: self._attribute(v) for k, v in data["attrs"].items()},
             {k: self._network(b) for k, b in data["bodies"].items()},
-            data["source"],
+            tuple(data["sources"]),
             data["precision"],
         )
 

@@ -106,4 +106,4 @@ def test_fusion_does_not_cross_precisions(precision):
     )
     runner = NativeRunner(proto, precision=precision, layer_precisions={"op:Sqrt": "fp32"})
     for layer in runner.engine.network.layers:
-        assert len({n.precision for n in layer.nodes if n.source}) <= 1
+        assert len({n.precision for n in layer.nodes if n.sources}) <= 1

@@ -55,7 +55,7 @@ def matches(pattern: str, node: Node) -> bool:
     """Whether `pattern` names the node: `op:Softmax`, or its name with wildcards."""
     if pattern.startswith("op:"):
         return fnmatchcase(node.op, pattern[3:])
-    names = {node.source, node.source.rsplit("/", 1)[-1]}
+    names = set(node.sources)
     names |= {t.value_of.tensor for t in node.writes() if t.value_of is not None}
     return any(name == pattern or fnmatchcase(name, pattern) for name in names)
 
@@ -92,7 +92,7 @@ class _Lowering:
             return
         names = lowerable(node)
         if names is None:
-            self.result.refused.append(f"{node.source}: {node.op} has no {precision} form")
+            self.result.refused.append(f"{node.sources[0]}: {node.op} has no {precision} form")
             node.inputs = [t and self.as_type(t, t.dtype) for t in node.inputs]
             self.layers.append(layer)
             return
@@ -111,7 +111,7 @@ class _Lowering:
         self.result.changed += 1
 
     def stays(self, node: Node, layer: Layer) -> bool:
-        if node.bodies or node.op in _KEPT or not node.source:
+        if node.bodies or node.op in _KEPT or not node.sources:
             return True
         if layer.outputs and all(t.place == "host" for t in layer.outputs):
             return True

@@ -1,0 +1,100 @@
+"""Looking at the neighbourhood of a node: what the pattern passes share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from polytool.backends.native.network import Layer, Network, Node, Tensor
+
+
+class Graph:
+    """Producers and consumers of one network while a pass looks for patterns in it."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.producer: dict[Tensor, Layer] = {}
+        self.readers: dict[Tensor, int] = {}
+        for layer in network.layers:
+            for tensor in layer.outputs:
+                self.producer[tensor] = layer
+            for tensor in layer.inputs:
+                self.readers[tensor] = self.readers.get(tensor, 0) + 1
+        for tensor in network.outputs:
+            self.readers[tensor] = self.readers.get(tensor, 0) + 1
+
+    def node(self, tensor: Tensor | None, *ops: str) -> Node | None:
+        """The unfused node that produces `tensor`, if it is one of `ops`."""
+        layer = self.producer.get(tensor) if tensor is not None else None
+        if layer is None or len(layer.nodes) > 1 or layer.nodes[0].op not in ops:
+            return None
+        return layer.nodes[0]
+
+    def only(self, tensor: Tensor, readers: int = 1) -> bool:
+        """Whether `tensor` is read exactly `readers` times (leaving the network counts)."""
+        return self.readers.get(tensor, 0) == readers
+
+    def reader(self, tensor: Tensor, *ops: str) -> Node | None:
+        """The one node that reads `tensor`, if it is unfused and one of `ops`."""
+        if not self.only(tensor):
+            return None
+        for layer in self.network.layers:
+            if tensor in layer.inputs:
+                return layer.nodes[0] if len(layer.nodes) == 1 and layer.nodes[0].op in ops else None
+        return None
+
+    def rewrite(self, replaced: dict[int, Node]) -> None:
+        """Put each new node in the place of the old node that produced its last output.
+
+        Args:
+            replaced: `id` of an old node to the node that computes its output now; the layers of
+                nodes whose outputs nobody reads any more are dropped.
+        """
+        layers = [
+            Layer.single(replaced[id(layer.nodes[0])]) if id(layer.nodes[0]) in replaced else layer
+            for layer in self.network.layers
+        ]
+        self.network.replace_layers(drop_unread(layers, self.network.outputs))
+
+
+def drop_unread(layers: list[Layer], outputs: Iterable[Tensor]) -> list[Layer]:
+    """The layers without those whose outputs nothing reads."""
+    needed = set(outputs)
+    kept = []
+    for layer in reversed(layers):
+        if needed.isdisjoint(layer.outputs):
+            continue
+        kept.append(layer)
+        needed.update(layer.inputs)
+    return kept[::-1]
+
+
+def scalar(tensor: Tensor | None) -> float | None:
+    """The value of a constant of one element, else None."""
+    if tensor is None or tensor.constant is None or tensor.constant.size != 1:
+        return None
+    return float(np.asarray(tensor.constant.array(), dtype=np.float64).reshape(-1)[0])
+
+
+def split_constant(node: Node) -> tuple[Tensor, Tensor] | None:
+    """The variable and the constant operand of a two-operand node, in that order."""
+    if len(node.inputs) != 2 or None in node.inputs:
+        return None
+    a, b = node.inputs
+    assert a is not None and b is not None
+    if (a.constant is None) == (b.constant is None):
+        return None
+    return (b, a) if a.constant is not None else (a, b)
+
+
+def sources(*nodes: Node | None) -> tuple[str, ...]:
+    """The ONNX nodes of several nodes, each once."""
+    return tuple(dict.fromkeys(s for n in nodes if n is not None for s in n.sources))
+
+
+def same_precision(*nodes: Node | None) -> bool:
+    """Whether all nodes compute in one precision and write one type."""
+    present = [n for n in nodes if n is not None]
+    types = {t.dtype for n in present for t in n.writes()}
+    return len({n.precision for n in present}) == 1 and len(types) == 1
