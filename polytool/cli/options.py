@@ -17,23 +17,29 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 
 from polytool.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
-Decorator = Callable[[F], F]
 
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class Decorator(Protocol):
+    """What makes an argument or option of a command's function."""
+
+    def __call__(self, function: F, /) -> F: ...
 
 
 class Option(click.Option):
     """A click option that may take several values after one flag."""
 
     def __init__(self, *args: Any, several: bool = False, **attrs: Any) -> None:
-        super().__init__(*args, multiple=attrs.pop("multiple", several), **attrs)
+        attrs.setdefault("multiple", several)
+        super().__init__(*args, **attrs)
         self.several = several
 
     def make_metavar(self, ctx: click.Context) -> str:
@@ -44,8 +50,9 @@ class Option(click.Option):
 class Command(click.Command):
     """A command with -v, -q and --log-file, and options that take several values."""
 
-    def __init__(self, *args: Any, params: Sequence[click.Parameter] = (), **attrs: Any) -> None:
-        super().__init__(*args, params=[*params, *_verbosity()], **attrs)
+    def __init__(self, *args: Any, **attrs: Any) -> None:
+        attrs["params"] = [*(attrs.get("params") or ()), *_verbosity()]
+        super().__init__(*args, **attrs)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, spread(self.params, args))
@@ -68,7 +75,7 @@ def command() -> Callable[[Callable[..., Any]], Command]:
     return click.command(cls=Command)
 
 
-def option(*names: str, **attrs: Any) -> Decorator[F]:
+def option(*names: str, **attrs: Any) -> Decorator:
     """`click.option` with `several=True` as a further choice."""
     attrs.setdefault("show_default", attrs.get("default") not in (None, (), "", False))
     return click.option(*names, cls=Option, **attrs)
@@ -117,18 +124,18 @@ def _is_option(arg: str) -> bool:
     return arg.startswith("-") and not re.match(r"-(\d|\.\d|inf)", arg) and arg != "-"
 
 
-class Size(click.ParamType):
-    """Bytes: `4096`, `512M`, `1.5G` (powers of 1024)."""
+def size(*names: str, default: str | None = None, help: str) -> Decorator:
+    """An option that takes bytes as `4096`, `512M`, `1.5G` (powers of 1024); an int, or None."""
 
-    name = "size"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        if isinstance(value, int):
-            return value
+    def read(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
         try:
-            return parse_size(value)
+            return None if text is None else parse_size(text)
         except ValueError:
-            return self.fail(f"{value!r} is no size such as 4096, 512M or 1.5G", param, ctx)
+            raise click.BadParameter(
+                f"{text!r} is no size such as 4096, 512M or 1.5G", ctx, param
+            ) from None
+
+    return option(*names, default=default, callback=read, metavar="SIZE", help=help)
 
 
 def parse_size(text: str) -> int:
@@ -197,7 +204,7 @@ def model(function: F) -> F:
     return click.argument("model", metavar="MODEL", type=click.Path(path_type=str))(function)
 
 
-def output(*, required: bool = False, help: str = "Where the result goes.") -> Decorator[F]:
+def output(*, required: bool = False, help: str = "Where the result goes.") -> Decorator:
     """-o/--output."""
     return option("-o", "--output", required=required, type=click.Path(), metavar="PATH", help=help)
 
@@ -214,14 +221,14 @@ def seed(function: F) -> F:
     return option("--seed", type=int, default=0, help=text)(function)
 
 
-def shapes(*names: str, help: str) -> Decorator[F]:
+def shapes(*names: str, help: str) -> Decorator:
     """An option that takes `name:[1,3,224,224]` or `name:1x3x224x224`; a dict of tuples."""
     return option(
         *names, several=True, callback=_read_shapes, metavar="NAME:SHAPE", help=help, default=()
     )
 
 
-input_shapes: Decorator[Any] = shapes(
+input_shapes: Decorator = shapes(
     "--input-shapes",
     help="Shapes of inputs, as x:[1,3,224,224] or x:1x3x224x224; needed where the model leaves "
     "them open.",
@@ -250,11 +257,9 @@ def external_data(function: F) -> F:
 def saving(function: F) -> F:
     """--save-external-data and --external-data-size-threshold."""
     for decorate in (
-        option(
+        size(
             "--external-data-size-threshold",
-            type=Size(),
             default="1K",
-            metavar="SIZE",
             help="Weights from this size on go to the external file.",
         ),
         option(
@@ -318,9 +323,7 @@ def feeds(function: F) -> F:
     )
 
 
-def _bundle(
-    function: F, name: str, kind: Callable[..., Any], decorators: Sequence[Decorator[Any]]
-) -> F:
+def _bundle(function: F, name: str, kind: Callable[..., Any], decorators: Sequence[Decorator]) -> F:
     """Options collected into one object."""
     import functools
 
