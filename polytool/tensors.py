@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,3 +186,52 @@ def format_shape(shape: Shape | None) -> str:
     if shape is None:
         return "[?...]"
     return "[" + ", ".join("?" if d is None else str(d) for d in shape) + "]"
+
+
+def as_numpy(value: Any) -> np.ndarray[Any, Any]:
+    """`value` on the host: a NumPy array, a scalar, or anything that speaks DLPack.
+
+    The array is in native byte order; text of any kind becomes an object array of `str`. Memory is
+    shared where that is possible.
+
+    Raises:
+        UsageError: `value` is no array, or has an element type that ONNX lacks.
+    """
+    try:
+        if hasattr(value, "detach") and hasattr(value, "cpu"):
+            array = _torch_to_numpy(value.detach().cpu())
+        elif hasattr(value, "get") and hasattr(value, "__cuda_array_interface__"):
+            array = value.get()
+        elif hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            array = np.from_dlpack(value)
+        else:
+            array = np.asarray(value)
+    except (TypeError, ValueError, BufferError, RuntimeError) as err:
+        raise UsageError(
+            f"an object of type {type(value).__name__} cannot be read as an array: {err}"
+        ) from err
+    if array.dtype.kind in "USO":
+        return _strings(array)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    DType.of(array)
+    return array
+
+
+def _torch_to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
+    """NumPy has no view of the types that ml_dtypes adds: their bits travel as integers."""
+    label = str(tensor.dtype).removeprefix("torch.").replace("float8_", "float8").replace("_", "")
+    if label in _BY_LABEL and DType.of(label).numpy.kind == "V":
+        bits = tensor.view(getattr(sys.modules["torch"], f"int{8 * tensor.element_size()}"))
+        return np.asarray(bits.numpy()).view(DType.of(label).numpy)
+    return np.asarray(tensor.resolve_conj().resolve_neg().numpy())
+
+
+def _strings(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    texts = np.empty(array.shape, np.object_)
+    for index, item in np.ndenumerate(array):
+        if isinstance(item, bytes):
+            item = item.decode("utf-8", "surrogateescape")
+        if not isinstance(item, str):
+            raise UsageError(f"an object of type {type(item).__name__} is not a tensor element")
+        texts[index] = str(item)
+    return texts
