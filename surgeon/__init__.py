@@ -1,0 +1,19 @@
+"""Graph surgery: ONNX in, ONNX out. Each name is imported from its home on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "simplify": "polytool.surgeon.pipeline",
+    "Report": "polytool.surgeon.report",
+    "Workspace": "polytool.surgeon.graph",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'polytool.surgeon' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

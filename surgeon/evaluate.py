@@ -1,0 +1,194 @@
+"""Compute one node on constant inputs: by our operators, by onnxruntime where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto
+
+from polytool.arrays import to_tensor
+from polytool.backends.native.ops import registry
+from polytool.errors import PolytoolError
+from polytool.surgeon.graph import Node
+from polytool.tensors import DType
+
+_REDUCED = (DType.FLOAT16, DType.BFLOAT16)
+
+
+class CannotEvaluateError(PolytoolError):
+    """A node that nothing here can compute; the message is the reason."""
+
+
+def evaluate(node: Node, inputs: Sequence[Any]) -> list[Any]:
+    """The outputs of `node`; None for those that it leaves out.
+
+    Args:
+        node: has no bodies, and refers to no parameter of a function.
+        inputs: arrays in the types that the model declares, lists for sequences, None for absent.
+
+    Raises:
+        CannotEvaluateError: there is no implementation, or it fails on these inputs.
+    """
+    if _is_local_function(node):
+        raise CannotEvaluateError(f"{node.op} is a function of the model")
+    attributes = {name: _attribute(node, attribute) for name, attribute in node.attributes.items()}
+    names: list[str | np.ndarray | None] = [
+        f"input{i}" if v is not None else None for i, v in enumerate(inputs)
+    ]
+    outputs = [f"output{i}" if v is not None else "" for i, v in enumerate(node.outputs)]
+    wanted = registry.Node(
+        node.op, node.domain, node.version, names, outputs, attributes, node.proto.name
+    )
+    table: dict[str, Any] = {f"input{i}": v for i, v in enumerate(inputs)}
+    try:
+        steps = registry.raise_node(wanted)
+        if any(_operator(step) is None for step in steps):
+            return _with_onnxruntime(node, inputs)
+        with np.errstate(all="ignore"):
+            for step in steps:
+                _run(step, table)
+    except CannotEvaluateError:
+        raise
+    except Exception as err:  # whatever an operator raises on a broken model is a reason
+        raise CannotEvaluateError(f"{node.op} fails on its constant inputs: {err}") from err
+    return [table.get(name) if name else None for name in outputs]
+
+
+def _is_local_function(node: Node) -> bool:
+    functions = node.where.workspace.functions
+    return any(f.proto.domain == node.proto.domain and f.name == node.op for f in functions)
+
+
+def _operator(step: registry.Node) -> registry.Operator | None:
+    operator = registry.find(step.domain, step.op, step.version)
+    return None if operator is None or set(step.attrs) - operator.wants else operator
+
+
+def _attribute(node: Node, attribute: onnx.AttributeProto) -> Any:
+    if attribute.type == AttributeProto.TENSOR:
+        return node.where.workspace.model.array(attribute.t)
+    return node.attribute(attribute.name)
+
+
+def _run(step: registry.Node, table: dict[str, Any]) -> None:
+    from polytool.backends.native.types import output_dtypes
+
+    values = [_value(name, table) for name in step.inputs]
+    while values and values[-1] is None:
+        values.pop()
+    dtypes = output_dtypes(
+        step.domain,
+        step.op,
+        step.version,
+        [_dtype(v) for v in values],
+        len(step.outputs),
+        step.attrs,
+    )
+    operator = _operator(step)
+    assert operator is not None
+    options = dict(step.attrs)
+    if "n_outputs" in operator.wants:
+        options["n_outputs"] = len(step.outputs)
+    if "out_dtypes" in operator.wants:
+        options["out_dtypes"] = tuple(dtypes)
+    results = operator.function(np, *map(_upcast, values), **options)
+    results = results if isinstance(results, tuple) else (results,)
+    for name, value, dtype in zip(step.outputs, results, dtypes, strict=False):
+        if name:
+            table[name] = _stored(value, dtype)
+
+
+def _value(name: str | np.ndarray | None, table: dict[str, Any]) -> Any:
+    return table[name] if isinstance(name, str) else name
+
+
+def _dtype(value: Any) -> DType | None:
+    if isinstance(value, list):
+        return _dtype(value[0]) if value else None
+    return DType.of(value) if value is not None else None
+
+
+def _upcast(value: Any) -> Any:
+    """Operators see float16 and bfloat16 as float32, and aligned arrays only."""
+    if isinstance(value, list):
+        return [_upcast(v) for v in value]
+    if value is None:
+        return None
+    if DType.of(value) in _REDUCED:
+        return value.astype(np.float32)
+    return value if value.flags.aligned else value.copy()
+
+
+def _stored(value: Any, dtype: DType | None) -> Any:
+    if isinstance(value, list):
+        return [_stored(v, dtype) for v in value]
+    if value is None:
+        return None
+    value = np.asarray(value)
+    if dtype is None or value.dtype == dtype.numpy:
+        return value
+    return value.astype(dtype.numpy)
+
+
+def _with_onnxruntime(node: Node, inputs: Sequence[Any]) -> list[Any]:
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise CannotEvaluateError(
+            f"there is no {node.op}-{node.version} here, and onnxruntime is not installed"
+        ) from None
+    if any(isinstance(v, list) for v in inputs):
+        raise CannotEvaluateError(f"there is no {node.op}-{node.version} for sequences here")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    try:
+        session = ort.InferenceSession(
+            _single_node_model(node, inputs), options, providers=["CPUExecutionProvider"]
+        )
+        results = iter(session.run(None, {}))
+    except Exception as err:  # onnxruntime raises types of its own, none of them documented
+        raise CannotEvaluateError(
+            f"there is no {node.op}-{node.version} here, and onnxruntime cannot run it: "
+            f"{str(err).strip().splitlines()[0]}"
+        ) from err
+    found = [next(results) if v is not None else None for v in node.outputs]
+    return [
+        v.astype(o.dtype.numpy) if v is not None and o is not None and o.dtype else v
+        for v, o in zip(found, node.outputs, strict=True)
+    ]
+
+
+def _single_node_model(node: Node, inputs: Sequence[Any]) -> bytes:
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node.proto)
+    proto.ClearField("input")
+    proto.ClearField("output")
+    proto.ClearField("attribute")
+    model = node.where.workspace.model
+    for attribute in node.attributes.values():
+        copy = proto.attribute.add()
+        copy.CopyFrom(attribute)
+        if attribute.type == AttributeProto.TENSOR:
+            copy.t.CopyFrom(to_tensor(model.array(attribute.t)))
+    proto.input.extend(f"input{i}" if v is not None else "" for i, v in enumerate(inputs))
+    proto.output.extend(f"output{i}" if v is not None else "" for i, v in enumerate(node.outputs))
+    graph = onnx.GraphProto(name="fold", node=[proto])
+    graph.initializer.extend(
+        to_tensor(v, f"input{i}") for i, v in enumerate(inputs) if v is not None
+    )
+    graph.output.extend(
+        onnx.ValueInfoProto(name=f"output{i}", type=v.type.proto if v.type else None)
+        for i, v in enumerate(node.outputs)
+        if v is not None
+    )
+    opsets = [onnx.helper.make_opsetid(node.domain, node.version)]
+    if node.domain:
+        opsets.append(onnx.helper.make_opsetid("", node.where.opsets.get("", 1)))
+    ir_version = max(8, model.proto.ir_version)
+    whole = onnx.ModelProto(ir_version=ir_version, graph=graph, opset_import=opsets)
+    data: bytes = whole.SerializeToString()
+    return data

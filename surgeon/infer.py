@@ -1,0 +1,65 @@
+"""Types and shapes of every value, by ONNX's own inference.
+
+Declarations of intermediate values and outputs are ignored: real files contain wrong ones, and
+runtimes do not rely on them. Declared inputs are believed, as runtimes enforce them.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import AttributeProto
+
+from polytool.surgeon.graph import Graph, Node, Value, Workspace
+from polytool.surgeon.report import Report
+from polytool.surgeon.types import Type, read_type, type_proto
+from polytool.surgeon.writing import write
+
+
+def infer(workspace: Workspace, report: Report | None = None) -> None:
+    """Set `type` of all values of the main graph and of its bodies."""
+    stub = write(workspace, bare=True)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(stub, check_type=False, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as err:
+        if report is not None:
+            report.refuse("the graph", f"shapes cannot be inferred: {_first_line(err)}")
+        return
+    _assign(workspace.main, inferred.graph)
+
+
+def _first_line(err: Exception) -> str:
+    return str(err).strip().splitlines()[0]
+
+
+def _assign(graph: Graph, proto: onnx.GraphProto) -> None:
+    found = {v.name: v.type for v in (*proto.value_info, *proto.output)}
+    for node, inferred in zip(graph.nodes, proto.node, strict=True):
+        for value in node.outputs:
+            if value is not None:
+                type_ = found.get(value.name)
+                value.type = (read_type(type_) if type_ is not None else None) or _declared(value)
+        if node.bodies:
+            _assign_bodies(node, inferred)
+
+
+def _assign_bodies(node: Node, proto: onnx.NodeProto) -> None:
+    for attribute in proto.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            _assign_body(node.bodies[attribute.name], attribute.g)
+        for index, graph in enumerate(attribute.graphs):
+            _assign_body(node.bodies[f"{attribute.name}/{index}"], graph)
+
+
+def _assign_body(body: Graph, proto: onnx.GraphProto) -> None:
+    # What a body declares of its inputs is ignored by runtimes where the outside decides it.
+    for value, info in zip(body.inputs, proto.input, strict=True):
+        value.type = read_type(info.type) or value.type
+    _assign(body, proto)
+
+
+def _declared(value: Value) -> Type | None:
+    """The element type alone is believed where nothing can be inferred."""
+    known = value.type
+    if known is None or known.kind != "tensor" or known.dtype is None:
+        return known
+    return Type("tensor", known.dtype, None, type_proto(known.dtype, None))
