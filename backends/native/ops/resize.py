@@ -183,9 +183,14 @@ def _filter(d: Array, support: int, a: Any) -> Array:
     """The linear (support 1) or Keys' cubic kernel (support 2) at distances `d` >= 0."""
     if support == 1:
         return np.maximum(_F(1) - d, _F(0))
-    near = ((a + _F(2)) * d - (a + _F(3))) * d * d + _F(1)
-    far = ((a * d - _F(5) * a) * d + _F(8) * a) * d - _F(4) * a
-    return np.where(d <= 1, near, np.where(d < 2, far, _F(0)))
+    return keys_cubic(np, d, a)
+
+
+def keys_cubic(xp: Any, d: Array, a: Any) -> Array:
+    """Keys' cubic convolution kernel at distances `d` >= 0."""
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    return xp.where(d <= 1, near, xp.where(d < 2, far, xp.zeros_like(far)))
 
 
 def _apply(xp: Any, x: Array, axis: int, index: Array, weights: Array) -> Array:
