@@ -26,9 +26,10 @@ echo "== fetching the models that tests run on"
 
 failed=
 step() {
-    echo "== $1"
+    local label=$1
     shift
-    "$@" || failed="$failed '$1 ${*: -1}'"
+    echo "== $label"
+    "$@" || failed="$failed $label"
 }
 step "lint" "$python" -m ruff check .
 step "format" "$python" -m ruff format --check --quiet .
