@@ -94,6 +94,8 @@ def _run(step: registry.Node, table: dict[str, Any]) -> None:
         options["n_outputs"] = len(step.outputs)
     if "out_dtypes" in operator.wants:
         options["out_dtypes"] = tuple(dtypes)
+    if "in_dtypes" in operator.wants:
+        options["in_dtypes"] = tuple(_dtype(v) for v in values)
     results = operator.function(np, *map(_upcast, values), **options)
     results = results if isinstance(results, tuple) else (results,)
     for name, value, dtype in zip(step.outputs, results, dtypes, strict=False):

@@ -199,7 +199,7 @@ def _growing(node: Node, inputs: Sequence[Any]) -> int | None:
     if node.op == "Tile" and len(inputs) == 2:
         return math.prod(map(int, inputs[1])) * int(inputs[0].nbytes)
     if node.op == "Range" and all(np.size(v) == 1 for v in inputs) and inputs[2]:
-        start, stop, step = (float(v) for v in inputs)
+        start, stop, step = (float(v.item()) for v in inputs)
         return max(math.ceil((stop - start) / step), 0) * int(inputs[0].itemsize)
     if node.op == "OneHot":
         return int(inputs[0].size) * int(np.reshape(inputs[1], -1)[0]) * int(inputs[2].itemsize)

@@ -70,11 +70,10 @@ def bit_cast(
     source, target = in_dtypes[0], out_dtypes[0]
     if source is None or source.bits != target.bits:
         raise UnsupportedError(f"BitCast needs types of one size, not {source} and {target.label}")
-    bits = xp.ascontiguousarray(x.astype(source.numpy, copy=False))
+    bits = xp.ascontiguousarray(x.astype(source.numpy, copy=False)).reshape(x.shape)
     if target.bits >= 8:
         return bits.view(target.numpy)
-    mask = (1 << target.bits) - 1
-    return _from_bits(bits.view(np.uint8) & mask, target)
+    return _from_bits(bits.view(np.uint8) & ((1 << target.bits) - 1), target)
 
 
 def _from_bits(codes: Array, target: DType) -> Array:

@@ -218,8 +218,8 @@ def _contract(xp: Any, a: Array, b: Array, plan: _Contraction) -> Array:
     left, right = a.shape[n : n + rows], b.shape[n + plan.inner :]
     width = math.prod(inner_a)
     product = xp.matmul(
-        a.reshape(*a.shape[:n], math.prod(left), width),
-        b.reshape(*b.shape[:n], width, math.prod(right)),
+        a.reshape((*a.shape[:n], math.prod(left), width)),
+        b.reshape((*b.shape[:n], width, math.prod(right))),
     )
-    result = product.reshape(*product.shape[:n], *left, *right)
+    result = product.reshape((*product.shape[:n], *left, *right))
     return result if plan.order == tuple(range(result.ndim)) else result.transpose(plan.order)

@@ -183,6 +183,12 @@ def dropout_shape(
     return [x.shape] * 2
 
 
+@dtypes("Dropout")
+def dropout_dtypes(inputs: list[DType | None], **_: Any) -> list[DType | None]:
+    """The mask is boolean."""
+    return [inputs[0], DType.BOOL]
+
+
 @upgrade("Dropout", since=1)
 def dropout_without_test_flag(node: Node) -> Node | list[Node]:
     """Versions 1 and 6 drop values unless `is_test` is set."""

@@ -19,7 +19,7 @@ package; nothing else has to be touched:
 * `exact=True`: only moves, selects or compares values; takes every element type as stored.
 * `host=(1,)`: the inputs whose *values* decide output shapes; they live on the host.
 * A keyword `n_outputs` in the signature receives how many outputs the node asks for.
-* A keyword `out_dtypes` receives the tuple of the outputs' `DType`.
+* A keyword `out_dtypes` receives the tuple of the outputs' `DType`, `in_dtypes` that of the inputs.
 
 Beside it, where the generic rule does not do: `@shape` (output shapes), `@dtypes` (output types),
 `@flops` (multiply-adds count two).
@@ -58,7 +58,7 @@ class Operator:
 
     @property
     def wants(self) -> frozenset[str]:
-        """The names of the keyword parameters: attributes, `n_outputs`, `out_dtypes`."""
+        """The names of the keyword parameters: attributes, `n_outputs`, `out_dtypes` ..."""
         return _keywords(self.function)
 
 

@@ -43,6 +43,8 @@ def bind(node: Node) -> Callable[..., Any]:
         options["n_outputs"] = len(node.outputs)
     if "out_dtypes" in operator.wants:
         options["out_dtypes"] = tuple(t.dtype if t is not None else None for t in node.outputs)
+    if "in_dtypes" in operator.wants:
+        options["in_dtypes"] = tuple(t.dtype if t is not None else None for t in node.inputs)
     function = partial(operator.function, np, **options)
     if node.precision == "tf32" and node.op in TF32_OPERATORS:
         return lambda *args: function(*(_tf32(a) for a in args))
