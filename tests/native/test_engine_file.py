@@ -15,6 +15,7 @@ from polytool.backends.native.engine_file import verify
 from polytool.errors import ModelError
 
 RNG = np.random.default_rng(0)
+W = RNG.standard_normal((8, 8)).astype(np.float32)
 
 
 def model() -> onnx.ModelProto:
@@ -29,7 +30,7 @@ def model() -> onnx.ModelProto:
     )
     proto.graph.initializer.extend(
         [
-            onnx.numpy_helper.from_array(RNG.standard_normal((8, 8)).astype(np.float32), "w"),
+            onnx.numpy_helper.from_array(W, "w"),
             onnx.numpy_helper.from_array(np.float32(0.5), "half"),
             onnx.helper.make_tensor(
                 "labels", onnx.TensorProto.STRING, [2], [b"cat", "böse".encode()]

@@ -9,13 +9,23 @@ from collections.abc import Callable
 
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.network import Network
+from polytool.backends.native.passes.fuse_attention import fuse_attention
 from polytool.backends.native.passes.fuse_epilogue import fuse_epilogues
+from polytool.backends.native.passes.fuse_gelu import fuse_gelu
+from polytool.backends.native.passes.fuse_normalization import fuse_normalizations
 from polytool.backends.native.passes.placement import place_on_host
 from polytool.backends.native.passes.precision import lower_precision
 from polytool.backends.native.passes.result import PassResult
 
 Pass = Callable[[Network, BuilderConfig], PassResult]
 
-PASSES: tuple[Pass, ...] = (place_on_host, lower_precision, fuse_epilogues)
+PASSES: tuple[Pass, ...] = (
+    place_on_host,
+    fuse_normalizations,
+    fuse_gelu,
+    fuse_attention,
+    lower_precision,
+    fuse_epilogues,
+)
 UNOPTIMIZED: tuple[Pass, ...] = (place_on_host, lower_precision)
 """What remains when `BuilderConfig.optimize` is False."""

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.network import Layer, Network, Node, Tensor
+from polytool.backends.native.passes.precision import precision_of
 
 
 class Graph:
@@ -16,11 +18,13 @@ class Graph:
         self.network = network
         self.producer: dict[Tensor, Layer] = {}
         self.readers: dict[Tensor, int] = {}
+        self._reader: dict[Tensor, Layer] = {}
         for layer in network.layers:
             for tensor in layer.outputs:
                 self.producer[tensor] = layer
             for tensor in layer.inputs:
                 self.readers[tensor] = self.readers.get(tensor, 0) + 1
+                self._reader[tensor] = layer
         for tensor in network.outputs:
             self.readers[tensor] = self.readers.get(tensor, 0) + 1
 
@@ -37,12 +41,10 @@ class Graph:
 
     def reader(self, tensor: Tensor, *ops: str) -> Node | None:
         """The one node that reads `tensor`, if it is unfused and one of `ops`."""
-        if not self.only(tensor):
+        layer = self._reader.get(tensor)
+        if layer is None or not self.only(tensor) or len(layer.nodes) > 1:
             return None
-        for layer in self.network.layers:
-            if tensor in layer.inputs:
-                return layer.nodes[0] if len(layer.nodes) == 1 and layer.nodes[0].op in ops else None
-        return None
+        return layer.nodes[0] if layer.nodes[0].op in ops else None
 
     def rewrite(self, replaced: dict[int, Node]) -> None:
         """Put each new node in the place of the old node that produced its last output.
@@ -93,8 +95,8 @@ def sources(*nodes: Node | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(s for n in nodes if n is not None for s in n.sources))
 
 
-def same_precision(*nodes: Node | None) -> bool:
-    """Whether all nodes compute in one precision and write one type."""
-    present = [n for n in nodes if n is not None]
-    types = {t.dtype for n in present for t in n.writes()}
-    return len({n.precision for n in present}) == 1 and len(types) == 1
+def same_precision(config: BuilderConfig, nodes: Iterable[Node]) -> bool:
+    """Whether all nodes write one type and will be lowered to one precision."""
+    nodes = list(nodes)
+    types = {t.dtype for n in nodes for t in n.writes()}
+    return len(types) == 1 and len({precision_of(n, config) for n in nodes}) == 1

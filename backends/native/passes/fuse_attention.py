@@ -1,0 +1,162 @@
+"""Scaled dot-product attention that exporters write out becomes one operator again.
+
+* `MatMul(Softmax(MatMul(q, k^T) [* scale] [+ mask]), v)  =>  Attention(q, k, v, mask, scale)`
+
+The scale may stand on the scores, on q, on k^T, or be split over q and k^T (torch does that). The
+transposed k comes from a Transpose, whose permutation is corrected, or is transposed back.
+Refused: ranks other than four, a softmax over another axis, interior values that something else
+reads, nodes of two precisions, a mask that is not added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from polytool.backends.native.config import BuilderConfig
+from polytool.backends.native.network import Layer, Network, Node, Tensor
+from polytool.backends.native.passes.match import (
+    Graph,
+    same_precision,
+    scalar,
+    sources,
+    split_constant,
+)
+from polytool.backends.native.passes.result import PassResult
+
+_RANK = 4
+
+
+def fuse_attention(network: Network, config: BuilderConfig) -> PassResult:
+    """Rewrite every attention found in `network` and its bodies."""
+    result = PassResult()
+    for body in (network, *network.bodies()):
+        graph = Graph(body)
+        replaced: dict[int, Node] = {}
+        before: dict[int, Node] = {}
+        for layer in body.layers:
+            node = layer.nodes[0]
+            if len(layer.nodes) > 1 or node.op != "Softmax":
+                continue
+            found = _match(graph, node)
+            if found is None or not same_precision(config, found.nodes):
+                continue
+            last, attention, transpose = found.build(graph)
+            replaced[id(last)] = attention
+            if transpose is not None:
+                before[id(last)] = transpose
+        _insert(body, before)
+        graph.rewrite(replaced)
+        result.changed += len(replaced)
+    return result
+
+
+def _insert(body: Network, before: dict[int, Node]) -> None:
+    layers: list[Layer] = []
+    for layer in body.layers:
+        if id(layer.nodes[0]) in before:
+            layers.append(Layer.single(before[id(layer.nodes[0])]))
+        layers.append(layer)
+    body.replace_layers(layers)
+
+
+@dataclass
+class _Found:
+    """One attention: operands, the factors of its scale, and the nodes it consists of."""
+
+    q: Tensor
+    k_transposed: Tensor
+    v: Tensor
+    mask: Tensor | None
+    nodes: list[Node]
+    scale: float = 1.0
+    last: Node = field(init=False)
+
+    def build(self, graph: Graph) -> tuple[Node, Node, Node | None]:
+        """The node to replace, the Attention, and a Transpose that must stand before it."""
+        self.last = self.nodes[-1]
+        key, transpose = self._key(graph)
+        inputs = [self.q, key, self.v]
+        if self.mask is not None:
+            inputs.append(self.mask)
+        attrs = {"scale": self.scale}
+        node = Node("Attention", "", 23, list(inputs), list(self.last.outputs), attrs)
+        node.sources = sources(*self.nodes)
+        return self.last, node, transpose
+
+    def _key(self, graph: Graph) -> tuple[Tensor, Node]:
+        """k with its rows back in place, and the Transpose that makes it."""
+        source, perm, name = self.k_transposed, [0, 1, 3, 2], self.k_transposed.name
+        earlier = graph.node(self.k_transposed, "Transpose")
+        origin: tuple[str, ...] = ()
+        if earlier is not None and len(earlier.attrs.get("perm", ())) == _RANK:
+            assert earlier.inputs[0] is not None
+            first = earlier.attrs["perm"]
+            source, perm, origin = earlier.inputs[0], [first[i] for i in perm], earlier.sources
+        shape = self.k_transposed.shape
+        if shape is not None:
+            shape = (*shape[:2], shape[3], shape[2])
+        key = Tensor(f"{name}/rows", self.k_transposed.dtype, shape)
+        node = Node("Transpose", "", 13, [source], [key], {"perm": perm})
+        node.sources = origin
+        return key, node
+
+
+def _match(graph: Graph, softmax: Node) -> _Found | None:
+    scores_in = softmax.inputs[0]
+    axis = softmax.attrs.get("axis", -1)
+    if scores_in is None or scores_in.shape is None or len(scores_in.shape) != _RANK:
+        return None
+    (weights,) = softmax.writes()
+    mixed = graph.reader(weights, "MatMul")
+    if mixed is None or mixed.inputs[0] is not weights or axis not in (-1, _RANK - 1):
+        return None
+    if softmax.version < 13:
+        return None
+    scores, mask, nodes = _unmask(graph, scores_in)
+    scale = 1.0
+    scores, factor, scaling = _unscale(graph, scores)
+    scale *= factor
+    product = graph.node(scores, "MatMul")
+    if product is None or not graph.only(scores):
+        return None
+    q, kt, v = product.inputs[0], product.inputs[1], mixed.inputs[1]
+    if q is None or kt is None or v is None or any(not _four(t) for t in (q, kt, v)):
+        return None
+    q, q_factor, q_nodes = _unscale(graph, q)
+    kt, k_factor, k_nodes = _unscale(graph, kt)
+    if kt.constant is not None or not _four(kt) or not _four(q):
+        return None
+    inner = [*q_nodes, *k_nodes, product, *scaling, *nodes, softmax, mixed]
+    interior = [t for n in inner[:-1] for t in n.writes()]
+    if not all(graph.only(t) for t in interior):
+        return None
+    return _Found(q, kt, v, mask, inner, scale * q_factor * k_factor)
+
+
+def _four(tensor: Tensor) -> bool:
+    return tensor.shape is not None and len(tensor.shape) == _RANK
+
+
+def _unmask(graph: Graph, scores: Tensor) -> tuple[Tensor, Tensor | None, list[Node]]:
+    """What a mask is added to, the mask, and the node that adds it."""
+    added = graph.node(scores, "Add")
+    if added is None:
+        return scores, None, []
+    for value, mask in (added.inputs, added.inputs[::-1]):
+        assert value is not None and mask is not None
+        inner, _, _ = _unscale(graph, value)
+        if graph.node(inner, "MatMul") is not None and mask.shape is not None:
+            return value, mask, [added]
+    return scores, None, []
+
+
+def _unscale(graph: Graph, tensor: Tensor) -> tuple[Tensor, float, list[Node]]:
+    """What a scalar multiplies or divides, the factor, and the node that does it."""
+    node = graph.node(tensor, "Mul", "Div")
+    split = split_constant(node) if node is not None else None
+    factor = scalar(split[1]) if split is not None else None
+    if node is None or split is None or not factor:
+        return tensor, 1.0, []
+    if node.op == "Div" and node.inputs[0] is not split[0]:
+        return tensor, 1.0, []
+    return split[0], factor if node.op == "Mul" else 1.0 / factor, [node]

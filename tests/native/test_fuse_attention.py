@@ -1,0 +1,71 @@
+"""Attention as exporters write it out, and look-alikes that are not attention."""
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from polytool import NativeRunner
+
+RNG = np.random.default_rng(0)
+FEEDS = {n: RNG.standard_normal((2, 6, 4, 8)).astype(np.float32) for n in "qkv"}
+FEEDS["mask"] = np.where(RNG.random((2, 1, 1, 6)) < 0.3, -1e4, 0).astype(np.float32)
+CONSTANTS = {"s": np.float32(8**-0.25), "r": np.float32(8**0.5), "w": FEEDS["v"][:, :, :, :1]}
+
+
+def kinds(body: str, **options) -> list[str]:
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["" : 18]>
+        g (float[N,S,4,8] q, float[N,S,4,8] k, float[N,S,4,8] v, float[N,1,1,S] mask)
+        => (float[N,4,S,8] y) {{
+            a = Transpose <perm = [0,2,1,3]> (q)
+            b = Transpose <perm = [0,2,3,1]> (k)
+            c = Transpose <perm = [0,2,1,3]> (v)
+            {body}
+        }}"""
+    )
+    used = {name for node in proto.graph.node for name in node.input}
+    for name, value in CONSTANTS.items():
+        if name in used:
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    runner = NativeRunner(proto, **options)
+    expected = NativeRunner(proto, precision="fp64", optimize=False).infer(FEEDS)["y"]
+    tolerance = 1e-5 if not options else 2e-2
+    got = runner.infer(FEEDS)["y"]
+    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
+    return [n.op for layer in runner.engine.network.layers for n in layer.nodes]
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        "x = MatMul(a, b)",
+        "x0 = MatMul(a, b) x = Div(x0, r)",
+        "x0 = MatMul(a, b) x1 = Div(x0, r) x = Add(x1, mask)",
+        "x0 = MatMul(a, b) x1 = Div(x0, r) x = Add(mask, x1)",
+        "a0 = Mul(a, s) b0 = Mul(b, s) x0 = MatMul(a0, b0) x = Add(x0, mask)",
+        "a0 = Div(a, r) x = MatMul(a0, b)",
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"precision": "fp16"}])
+def test_attention_is_found(scores, options):
+    found = kinds(f"{scores} p = Softmax(x) y = MatMul(p, c)", **options)
+    assert "Attention" in found and "Softmax" not in found and found.count("Transpose") == 3
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "x = MatMul(a, b) p = Softmax <axis = 2> (x) y = MatMul(p, c)",
+        "x = MatMul(a, b) p = Softmax(x) z = MatMul(p, c) e = ReduceMax(p) y = Add(z, e)",
+        "x = MatMul(a, b) p = Softmax(x) t = Transpose <perm = [0,1,3,2]> (p) y = MatMul(t, c)",
+    ],
+)
+def test_look_alikes_stay(body):
+    assert "Attention" not in kinds(body)
+
+
+def test_two_precisions_stay_apart():
+    body = "x = MatMul(a, b) p = Softmax(x) y = MatMul(p, c)"
+    found = kinds(body, precision="fp16", layer_precisions={"op:Softmax": "fp32"})
+    assert "Softmax" in found and "Attention" not in found
