@@ -21,7 +21,20 @@ MAX_LINES = 500
 # The layers, each with the modules or packages that make it up (the longest prefix decides) and the
 # layers that it may import besides itself.
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
-    "core": ({"polytool"}, set()),
+    "core": (
+        {
+            "polytool.arrays",
+            "polytool.errors",
+            "polytool.files",
+            "polytool.model",
+            "polytool.npy",
+            "polytool.patterns",
+            "polytool.saving",
+            "polytool.tensors",
+            "polytool.wire",
+        },
+        set(),
+    ),
     "base": ({"polytool.backends.base"}, {"core"}),
     "operators": (
         {
@@ -36,17 +49,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "registry": ({"polytool.backends"}, {"core", "base"}),
     "onnxrt": ({"polytool.backends.onnxrt"}, {"core", "base", "operators", "registry", "surgeon"}),
     "native": ({"polytool.backends.native"}, {"core", "base", "operators", "registry", "surgeon"}),
-    "data": (
-        {
-            "polytool.feed_files",
-            "polytool.feeds",
-            "polytool.polygraphy_json",
-            "polytool.result_files",
-            "polytool.results",
-            "polytool.value_store",
-        },
-        {"core", "base", "operators", "registry"},
-    ),
+    "data": ({"polytool"}, {"core", "base", "operators", "registry"}),
     "comparators": ({"polytool.comparators"}, {"core", "base", "data"}),
     "front": ({"polytool.cli", "polytool.__main__", "polytool.environment"}, {"*"}),
 }
@@ -65,6 +68,8 @@ def modules() -> dict[str, Path]:
 
 
 def layer(module: str) -> str:
+    if module == "polytool":  # the version; the public names are imported lazily
+        return "core"
     prefixes = [(p, name) for name, (prefixes, _) in LAYERS.items() for p in prefixes]
     fitting = [(p, name) for p, name in prefixes if f"{module}.".startswith(f"{p}.")]
     return max(fitting, key=lambda x: len(x[0]))[1]
