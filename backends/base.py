@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,13 +74,16 @@ class Tap:
             and functions are prefixed with the path to them).
         layer: the runner's name of the layer that stores it.
         nodes: the ONNX nodes that the layer computes, by display name.
+            Empty for what a body of If, Loop or Scan is given: seen, but computed elsewhere.
         spec: dtype and shape as the runner stores it.
+        precision: the grid of the layer's operands: `fp32`, `tf32`, `fp16`, `bf16`, `fp64`.
     """
 
     tensor: str
     layer: str
     nodes: tuple[str, ...]
     spec: TensorSpec
+    precision: str = "fp32"
 
 
 Observer = Callable[[Tap, Any], None]
@@ -103,6 +106,18 @@ class Observable(Runner):
 
 class LayerOracle(abc.ABC):
     """Evaluates any slice of the original model on any values."""
+
+    @abc.abstractmethod
+    def frontier(self, wanted: str, available: Collection[str]) -> tuple[str, ...]:
+        """The nearest of the `available` tensors that `wanted` is computed from.
+
+        Raises:
+            UsageError: `wanted` also depends on a tensor that is not available.
+        """
+
+    @abc.abstractmethod
+    def operators(self, inputs: Iterable[str], wanted: str) -> tuple[str, ...]:
+        """The operators between `inputs` and `wanted`, in execution order: `("MatMul", "Add")`."""
 
     @abc.abstractmethod
     def evaluate(self, inputs: Feeds, wanted: Iterable[str]) -> Outputs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,13 +51,30 @@ class NativeOracle(LayerOracle):
         if tensor.value_of is not None:
             self._tensors.setdefault(tensor.value_of.tensor, tensor)
 
-    def layers(self, inputs: Iterable[str], wanted: Iterable[str]) -> list[Layer]:
-        """The layers of the slice from `inputs` to `wanted`, in execution order.
+    def frontier(self, wanted: str, available: Collection[str]) -> tuple[str, ...]:
+        """The nearest available tensors that `wanted` is computed from; see `LayerOracle`."""
+        target = self._find(wanted)
+        stop = {self._find(name): name for name in available if name in self._tensors}
+        found: dict[str, None] = {}
+        stack, seen = [target], {target}
+        while stack:
+            tensor = stack.pop()
+            if tensor is not target and tensor in stop:
+                found[stop[tensor]] = None
+                continue
+            layer = self._producers.get(tensor)
+            if layer is None:
+                raise UsageError(f"{wanted!r} depends on {tensor.name!r}, which is not available")
+            for source in layer.inputs:
+                if source not in seen:
+                    seen.add(source)
+                    stack.append(source)
+        return tuple(found)
 
-        Raises:
-            UsageError: a tensor is unknown, or `inputs` do not suffice.
-        """
-        return self._slice({self._find(n) for n in inputs}, [self._find(n) for n in wanted])
+    def operators(self, inputs: Iterable[str], wanted: str) -> tuple[str, ...]:
+        """The operators between `inputs` and `wanted`; see `LayerOracle`."""
+        layers = self._slice({self._find(n) for n in inputs}, [self._find(wanted)])
+        return tuple(node.op for layer in layers for node in layer.nodes)
 
     def evaluate(self, inputs: Feeds, wanted: Iterable[str]) -> Outputs:
         """Compute `wanted` (float64 where they are floats) from `inputs`; see `LayerOracle`."""

@@ -131,7 +131,8 @@ def _spec(tensor: Tensor) -> TensorSpec:
 def _tap(layer: Layer, tensor: Tensor) -> Tap | None:
     if tensor.value_of is None or any(kind != "cast" for kind, _ in tensor.value_of.map):
         return None
-    return Tap(tensor.value_of.tensor, layer.name, layer.origin, _spec(tensor))
+    spec = _spec(tensor)
+    return Tap(tensor.value_of.tensor, layer.name, layer.origin, spec, layer.precision)
 
 
 def _observer(observe: Observer) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -56,6 +56,28 @@ class OnnxrtOracle(LayerOracle):
     @cached_property
     def _specs(self) -> dict[str, TensorSpec]:
         return specs_of(self._model.proto)
+
+    def frontier(self, wanted: str, available: Collection[str]) -> tuple[str, ...]:
+        """The nearest available tensors that `wanted` is computed from; see `LayerOracle`."""
+        found: dict[str, None] = {}
+        stack, seen = [wanted], {wanted}
+        while stack:
+            name = stack.pop()
+            index = self._cutter.producer.get(name)
+            if name != wanted and name in available:
+                found[name] = None
+            elif index is not None:
+                new = [r for r in self._cutter.reads[index] if r not in seen]
+                seen.update(new)
+                stack.extend(new)
+            elif not self._cutter.is_weight(name):
+                raise UsageError(f"{wanted!r} depends on {name!r}, which is not available")
+        return tuple(found)
+
+    def operators(self, inputs: Iterable[str], wanted: str) -> tuple[str, ...]:
+        """The operators between `inputs` and `wanted`; see `LayerOracle`."""
+        indices, _ = self._cutter.slice([wanted], inputs)
+        return tuple(self._cutter.nodes[i].op_type for i in indices)
 
     def evaluate(self, inputs: Feeds, wanted: Iterable[str]) -> Outputs:
         """Compute the tensors `wanted` from the tensors `inputs`, both named as in the model.
