@@ -13,6 +13,7 @@ from polytool.backends.native.network import Layer, Tensor
 from polytool.backends.native.numerics import load, unload
 from polytool.backends.native.profiler import Profiler
 from polytool.backends.native.profiles import check_profiles
+from polytool.backends.native.tactics.pool import single_threaded_blas
 from polytool.errors import UsageError
 from polytool.tensors import DType, format_shape
 
@@ -45,7 +46,7 @@ class ExecutionContext:
             load(a, t.dtype, wide=wide) if isinstance(a, np.ndarray) and t.dtype else a
             for t, a in zip(self.engine.network.inputs, arrays, strict=True)
         ]
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), single_threaded_blas():
             values = self._program.run(inputs, self._watch(observe))
         return self._outputs(values, inputs)
 
