@@ -1,0 +1,134 @@
+"""Fused attention for the 16-bit types; one kernel for every sequence length, mask and layout."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cached_property
+
+from polytool.backends.native.kernels.source import (
+    C_TYPES,
+    Buffer,
+    Call,
+    Kernel,
+    Plan,
+    assemble,
+    template,
+)
+from polytool.errors import UnsupportedError
+from polytool.tensors import DType
+
+_KEYS = 64
+_MMA = {
+    DType.FLOAT16: ("mma_half", "pack_half"),
+    DType.BFLOAT16: ("mma_bfloat", "pack_bfloat"),
+}
+WARPS = ((4, 1), (8, 1), (2, 1), (2, 2), (1, 4), (1, 2), (2, 4))
+"""Candidates: warps along queries (16 each) and along keys."""
+
+
+class Shape(ctypes.Structure):
+    """`struct attention_shape` of attention.cuh."""
+
+    _fields_ = (
+        *((n, ctypes.c_int) for n in ("queries", "keys", "group", "causal_offset")),
+        ("scale", ctypes.c_float),
+        *((n, ctypes.c_longlong * 3) for n in "qkvo"),
+        ("mask", ctypes.c_longlong * 4),
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of one attention, and where its tensors lie: strides of batch, head, row.
+
+    Attributes:
+        mask: strides of batch, head, row and column; zero where the mask is broadcast.
+        causal_offset: query i sees keys up to i + offset.
+    """
+
+    batch: int
+    heads: int
+    kv_heads: int
+    queries: int
+    keys: int
+    scale: float
+    q: tuple[int, int, int]
+    k: tuple[int, int, int]
+    v: tuple[int, int, int]
+    o: tuple[int, int, int]
+    mask: tuple[int, int, int, int] = (0, 0, 0, 0)
+    causal_offset: int = 0
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One block shape of fused attention.
+
+    Attributes:
+        head: elements of a head, a multiple of 16 up to 256.
+        mask: the mask's element type: a float type is added, BOOL selects, None for no mask.
+    """
+
+    dtype: DType
+    head: int
+    mask: DType | None = None
+    causal: bool = False
+    warps: tuple[int, int] = (4, 1)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _MMA or self.head % 16 or not 16 <= self.head <= 256:
+            raise UnsupportedError(
+                f"fused attention takes float16 and bfloat16 heads of 16, 32 .. 256 elements, not"
+                f" {self.dtype.label} of {self.head}"
+            )
+
+    @property
+    def shared(self) -> int:
+        """Bytes of dynamic shared memory."""
+        tiles = (self.warps[0] * 16 + 4 * _KEYS) * (self.head + 8) * 2
+        parts = self.warps[0] * self.warps[1] * 32 * (self.head // 2 + 4) * 4
+        return max(tiles, parts if self.warps[1] > 1 else 0)
+
+    @cached_property
+    def kernel(self) -> Kernel:
+        """The kernel, for every shape."""
+        mma, pack = _MMA[self.dtype]
+        threads = self.warps[0] * self.warps[1] * 32
+        defines: dict[str, str | int] = {
+            "T": C_TYPES[self.dtype],
+            "MMA": mma,
+            "PACK": pack,
+            "HEAD": self.head,
+            "ROW_WARPS": self.warps[0],
+            "KEY_WARPS": self.warps[1],
+            "CAUSAL": int(self.causal),
+            "MASK": 0 if self.mask is None else 2 if self.mask is DType.BOOL else 1,
+            "T_MASK": C_TYPES[self.mask or DType.FLOAT],
+        }
+        return assemble(
+            "attention", "attention", defines=defines, code=template("math"), threads=threads
+        )
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Every kernel that `plan` can ask for."""
+        return (self.kernel,)
+
+    def plan(self, layout: Layout) -> Plan:
+        """The launch. Buffers: Q, K, V, the mask if there is one, the output."""
+        shape = Shape(
+            layout.queries,
+            layout.keys,
+            layout.heads // layout.kv_heads,
+            layout.causal_offset,
+            layout.scale,
+            *((ctypes.c_longlong * 3)(*s) for s in (layout.q, layout.k, layout.v, layout.o)),
+            (ctypes.c_longlong * 4)(*layout.mask),
+        )
+        masked = self.mask is not None
+        args = (Buffer(0), Buffer(1), Buffer(2), Buffer(4 if masked else 3), shape)
+        rows = self.warps[0] * 16
+        grid = (-(-layout.queries // rows), layout.heads, layout.batch)
+        block = (self.kernel.threads, 1, 1)
+        call = Call(self.kernel, grid, block, (*args, Buffer(3)) if masked else args, self.shared)
+        return Plan((call,))

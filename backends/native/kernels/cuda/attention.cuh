@@ -1,0 +1,199 @@
+// softmax(scale Q K^T + mask) V without storing the scores; float32 softmax, one pass over the keys.
+//
+// A block takes ROW_WARPS * 16 queries of one head; the KEY_WARPS of a row group share every tile of
+// keys and combine at the end. All tensors are addressed by batch, head and row strides, so packed
+// QKV needs no transposes. Macros: T (half_t or bfloat_t), PACK, MMA, HEAD (size of a head),
+// ROW_WARPS, KEY_WARPS, CAUSAL, MASK (0 none, 1 additive, 2 boolean), T_MASK.
+
+struct attention_shape {
+    int queries, keys, group, causal_offset;
+    float scale;
+    i64 q[3], k[3], v[3], o[3];  // strides of batch, head, row
+    i64 mask[4];                 // and of the column
+};
+
+#define THREADS (ROW_WARPS * KEY_WARPS * 32)
+#define BC 64
+#define PITCH (HEAD + 8)
+#define CHUNKS (HEAD / 8)
+#define PART (BC / KEY_WARPS)
+#define LOG2E 1.4426950408889634f
+
+DEVICE void load_tile(T* tile, const T* from, i64 row_stride, int rows, int valid) {
+    for (int i = threadIdx.x; i < rows * CHUNKS; i += THREADS) {
+        int row = i / CHUNKS, chunk = i % CHUNKS;
+        bool inside = row < valid;
+        copy_async16(tile + row * PITCH + chunk * 8, inside ? from + row * row_stride + chunk * 8 : from, inside);
+    }
+}
+
+GLOBAL(KERNEL, THREADS)(const T* q, const T* k, const T* v, T* o, attention_shape g
+#if MASK
+    , const T_MASK* mask
+#endif
+) {
+    DYNAMIC_SHARED(shared);
+    release_successor();
+    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+    const int row_warp = warp / KEY_WARPS, key_warp = warp % KEY_WARPS;
+    const int rows = ROW_WARPS * 16, first = blockIdx.x * rows, head = blockIdx.y, batch = blockIdx.z;
+    q += batch * g.q[0] + head * g.q[1] + first * g.q[2];
+    k += batch * g.k[0] + head / g.group * g.k[1];
+    v += batch * g.v[0] + head / g.group * g.v[1];
+    o += batch * g.o[0] + head * g.o[1] + first * g.o[2];
+    T* tile_q = (T*)shared;
+    T* tiles = tile_q + rows * PITCH;  // K and V, twice
+
+    int last = g.keys;
+    if (CAUSAL) last = min(last, first + rows + g.causal_offset);
+    const int steps = max(0, (last + BC - 1) / BC);
+    wait_predecessor();
+    load_tile(tile_q, q, g.q[2], rows, g.queries - first);
+    if (steps) load_tile(tiles, k, g.k[2], BC, g.keys);
+    copy_commit();
+    if (steps) load_tile(tiles + BC * PITCH, v, g.v[2], BC, g.keys);
+    copy_commit();
+
+    u32 fq[HEAD / 16][4];
+    float acc[HEAD / 8][4] = {};
+    float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
+    for (int step = 0; step < steps; step++) {
+        T* tile_k = tiles + (step & 1) * 2 * BC * PITCH;
+        T* tile_v = tile_k + BC * PITCH;
+        copy_wait<1>();
+        __syncthreads();
+        if (step == 0)
+#pragma unroll
+            for (int i = 0; i < HEAD / 16; i++)
+                load_matrix4(fq[i], tile_q + (row_warp * 16 + (lane & 15)) * PITCH + (2 * i + (lane >> 4)) * 8);
+        if (step + 1 < steps)
+            load_tile(tiles + ((step + 1) & 1) * 2 * BC * PITCH, k + (i64)(step + 1) * BC * g.k[2], g.k[2], BC,
+                      g.keys - (step + 1) * BC);
+        copy_commit();
+
+        float s[PART / 8][4] = {};
+        const int key0 = key_warp * PART;
+#pragma unroll
+        for (int i = 0; i < HEAD / 16; i++)
+#pragma unroll
+            for (int j = 0; j < PART / 16; j++) {
+                u32 fk[4];
+                load_matrix4(fk, tile_k + (key0 + j * 16 + (lane & 7) + ((lane >> 4) << 3)) * PITCH +
+                                     (2 * i + ((lane >> 3) & 1)) * 8);
+                MMA(s[2 * j], fq[i], fk[0], fk[1]);
+                MMA(s[2 * j + 1], fq[i], fk[2], fk[3]);
+            }
+
+        float high[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+        for (int j = 0; j < PART / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                int row = first + row_warp * 16 + (lane >> 2) + (e >> 1) * 8;
+                int key = step * BC + key0 + j * 8 + (lane & 3) * 2 + (e & 1);
+                float value = s[j][e] * (g.scale * LOG2E);
+                bool inside = key < g.keys && (!CAUSAL || key <= row + g.causal_offset);
+#if MASK
+                if (inside && row < g.queries) {
+                    T_MASK m = mask[batch * g.mask[0] + head * g.mask[1] + row * g.mask[2] + key * g.mask[3]];
+#if MASK == 1
+                    value += (float)widen(m) * LOG2E;
+#else
+                    inside = m;
+#endif
+                }
+#endif
+                s[j][e] = inside ? value : -INFINITY;
+                high[e >> 1] = propagating_max(high[e >> 1], s[j][e]);
+            }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            high[h] = propagating_max(high[h], __shfl_xor_sync(0xffffffffu, high[h], 1));
+            high[h] = propagating_max(high[h], __shfl_xor_sync(0xffffffffu, high[h], 2));
+            high[h] = propagating_max(high[h], top[h]);
+            float base = high[h] == -INFINITY ? 0.0f : high[h];
+            float shrink = exp2_fast(top[h] - base);
+            top[h] = high[h];
+            total[h] *= shrink;
+#pragma unroll
+            for (int i = 0; i < HEAD / 8; i++) {
+                acc[i][h * 2] *= shrink;
+                acc[i][h * 2 + 1] *= shrink;
+            }
+#pragma unroll
+            for (int j = 0; j < PART / 8; j++)
+#pragma unroll
+                for (int e = h * 2; e < h * 2 + 2; e++) {
+                    s[j][e] = exp2_fast(s[j][e] - base);
+                    total[h] += s[j][e];
+                }
+        }
+
+        copy_wait<1>();
+        __syncthreads();
+        if (step + 1 < steps)
+            load_tile(tiles + ((step + 1) & 1) * 2 * BC * PITCH + BC * PITCH, v + (i64)(step + 1) * BC * g.v[2], g.v[2],
+                      BC, g.keys - (step + 1) * BC);
+        copy_commit();
+#pragma unroll
+        for (int j = 0; j < PART / 16; j++) {
+            u32 fp[4] = {PACK(s[2 * j][0], s[2 * j][1]), PACK(s[2 * j][2], s[2 * j][3]),
+                         PACK(s[2 * j + 1][0], s[2 * j + 1][1]), PACK(s[2 * j + 1][2], s[2 * j + 1][3])};
+#pragma unroll
+            for (int i = 0; i < HEAD / 16; i++) {
+                u32 fv[4];
+                load_matrix4_transposed(fv, tile_v + (key0 + j * 16 + (lane & 15)) * PITCH + (2 * i + (lane >> 4)) * 8);
+                MMA(acc[2 * i], fp, fv[0], fv[1]);
+                MMA(acc[2 * i + 1], fp, fv[2], fv[3]);
+            }
+        }
+    }
+    copy_wait<0>();
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        total[h] += __shfl_xor_sync(0xffffffffu, total[h], 1);
+        total[h] += __shfl_xor_sync(0xffffffffu, total[h], 2);
+    }
+    if (KEY_WARPS > 1) {
+        // each lane's part, its columns side by side
+        __syncthreads();
+        float* parts = (float*)shared;
+        const int words = HEAD / 2 + 4;
+        float* mine = parts + (warp * 32 + lane) * words;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            mine[h] = top[h];
+            mine[2 + h] = total[h];
+        }
+#pragma unroll
+        for (int i = 0; i < HEAD / 8; i++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) mine[4 + i * 4 + e] = acc[i][e];
+        __syncthreads();
+        if (key_warp) return;
+        for (int other = 1; other < KEY_WARPS; other++) {
+            const float* theirs = parts + ((warp + other) * 32 + lane) * words;
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                float high = propagating_max(top[h], theirs[h]), base = high == -INFINITY ? 0.0f : high;
+                float a = exp2_fast(top[h] - base), b = exp2_fast(theirs[h] - base);
+                top[h] = high;
+                total[h] = total[h] * a + theirs[2 + h] * b;
+#pragma unroll
+                for (int i = 0; i < HEAD / 8; i++)
+#pragma unroll
+                    for (int e = h * 2; e < h * 2 + 2; e++) acc[i][e] = acc[i][e] * a + theirs[4 + i * 4 + e] * b;
+            }
+        }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        int row = row_warp * 16 + (lane >> 2) + h * 8;
+        float scale = 1.0f / total[h];
+        if (first + row < g.queries)
+#pragma unroll
+            for (int i = 0; i < HEAD / 8; i++)
+                *(u32*)(o + row * g.o[2] + i * 8 + (lane & 3) * 2) =
+                    PACK(acc[i][h * 2] * scale, acc[i][h * 2 + 1] * scale);
+    }
+}

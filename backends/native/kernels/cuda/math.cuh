@@ -1,0 +1,31 @@
+// Functions of the pointwise trees, for float and double, and for integers where they differ.
+DEVICE float propagating_max(float a, float b) { return a != a ? a : (b != b ? b : fmaxf(a, b)); }
+DEVICE double propagating_max(double a, double b) { return a != a ? a : (b != b ? b : fmax(a, b)); }
+DEVICE float propagating_min(float a, float b) { return a != a ? a : (b != b ? b : fminf(a, b)); }
+DEVICE double propagating_min(double a, double b) { return a != a ? a : (b != b ? b : fmin(a, b)); }
+
+DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+DEVICE double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+DEVICE float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
+DEVICE double softplus(double x) { return fmax(x, 0.0) + log1p(exp(-fabs(x))); }
+DEVICE float gelu_erf(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
+DEVICE double gelu_erf(double x) { return 0.5 * x * (1.0 + erf(x * 0.70710678118654752440)); }
+DEVICE float gelu_tanh(float x) {
+    return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+}
+DEVICE double gelu_tanh(double x) {
+    return 0.5 * x * (1.0 + tanh(0.79788456080286535588 * (x + 0.044715 * x * x * x)));
+}
+
+template <typename T> DEVICE T absolute(T a) { return a < 0 ? (T)-a : a; }
+// the remainder has the sign of the divisor
+template <typename T> DEVICE T floor_mod(T a, T b) {
+    if (b == 0) return 0;
+    T r = a % b;
+    return r != 0 && ((r < 0) != (b < 0)) ? (T)(r + b) : r;
+}
+template <typename T> DEVICE T safe_divide(T a, T b) { return b == 0 ? (T)0 : (T)(a / b); }
+// as a C cast on x86 does it: through 64 bits, so that negative numbers wrap in unsigned types
+template <typename T, typename S> DEVICE T float_to_integer(S v) { return (T)(i64)v; }
+template <> DEVICE u64 float_to_integer<u64, float>(float v) { return v < 0 ? (u64)(i64)v : (u64)v; }
+template <> DEVICE u64 float_to_integer<u64, double>(double v) { return v < 0 ? (u64)(i64)v : (u64)v; }

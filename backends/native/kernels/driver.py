@@ -1,0 +1,264 @@
+"""The CUDA driver through ctypes: devices, memory, streams, events, graphs.
+
+It works in the device's primary context, so CuPy, torch and the CUDA libraries share everything.
+Addresses, streams and events are plain integers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from polytool.errors import RunnerError
+
+_COUNT, _L2, _MAJOR, _MINOR = 16, 38, 75, 76
+_THREAD_LOCAL_CAPTURE = 1
+_TIMED, _UNTIMED = 0, 2
+
+
+@cache
+def _cuda() -> ctypes.CDLL:
+    try:
+        lib = ctypes.CDLL("libcuda.so.1")
+    except OSError as err:
+        raise RunnerError(
+            "there is no NVIDIA driver on this machine (libcuda.so.1); use --device cpu"
+        ) from err
+    _check_with(lib, lib.cuInit(0), "cuInit")
+    return lib
+
+
+def _check_with(lib: ctypes.CDLL, status: int, call: str) -> None:
+    if status == 0:
+        return
+    text = ctypes.c_char_p()
+    lib.cuGetErrorString(status, ctypes.byref(text))
+    reason = text.value.decode() if text.value else f"error {status}"
+    raise RunnerError(f"the CUDA driver refuses {call}: {reason}")
+
+
+def call(name: str, *args: Any) -> None:
+    """Call a driver function and raise on a status other than success.
+
+    Integers are passed as 64-bit values: wrap what the function takes as `int` in `c_int`.
+    """
+    lib = _cuda()
+    wide = [ctypes.c_void_p(a) if isinstance(a, int) else a for a in args]
+    _check_with(lib, getattr(lib, name)(*wide), name)
+
+
+def available() -> bool:
+    """Whether there is a driver and at least one device."""
+    try:
+        count = ctypes.c_int()
+        call("cuDeviceGetCount", ctypes.byref(count))
+    except RunnerError:
+        return False
+    return count.value > 0
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU.
+
+    Attributes:
+        arch: what its kernels are compiled for, such as `sm_90a`.
+        l2: bytes of its second-level cache.
+        driver: the driver's CUDA version, 13000 for 13.0.
+    """
+
+    ordinal: int
+    name: str
+    multiprocessors: int
+    capability: tuple[int, int]
+    l2: int
+    driver: int
+
+    @property
+    def arch(self) -> str:
+        """What its kernels are compiled for, such as `sm_90a`."""
+        major, minor = self.capability
+        return f"sm_{major}{minor}{'a' if major >= 9 else ''}"
+
+    def activate(self) -> None:
+        """Make its primary context current in the calling thread."""
+        call("cuCtxSetCurrent", ctypes.c_void_p(_primary(self.ordinal)))
+
+
+@cache
+def _primary(ordinal: int) -> int:
+    context = ctypes.c_void_p()
+    call("cuDevicePrimaryCtxRetain", ctypes.byref(context), ctypes.c_int(ordinal))
+    assert context.value is not None
+    return context.value
+
+
+@cache
+def device(ordinal: int = 0) -> Device:
+    """Describe a device and retain its context."""
+    handle, name, version = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_int()
+    call("cuDeviceGet", ctypes.byref(handle), ctypes.c_int(ordinal))
+    call("cuDeviceGetName", name, ctypes.c_int(256), handle)
+    call("cuDriverGetVersion", ctypes.byref(version))
+
+    def attribute(number: int) -> int:
+        value = ctypes.c_int()
+        call("cuDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(number), handle)
+        return value.value
+
+    found = Device(
+        ordinal,
+        name.value.decode(),
+        attribute(_COUNT),
+        (attribute(_MAJOR), attribute(_MINOR)),
+        attribute(_L2),
+        version.value,
+    )
+    found.activate()
+    return found
+
+
+def allocate(size: int) -> int:
+    """Device memory; at least 256 bytes, aligned to 256."""
+    address = ctypes.c_void_p()
+    call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(max(size, 256)))
+    assert address.value is not None
+    return address.value
+
+
+def free(address: int) -> None:
+    """Give device memory back; waits for the device."""
+    call("cuMemFree_v2", address)
+
+
+def fill(address: int, size: int, value: int = 0, stream: int = 0) -> None:
+    """Set every byte."""
+    call("cuMemsetD8Async", address, ctypes.c_ubyte(value), ctypes.c_size_t(size), stream)
+
+
+def to_device(address: int, host: int, size: int, stream: int = 0) -> None:
+    """Copy from host memory; returns before it is done if the memory is page-locked."""
+    call("cuMemcpyHtoDAsync_v2", address, host, ctypes.c_size_t(size), stream)
+
+
+def to_host(host: int, address: int, size: int, stream: int = 0) -> None:
+    """Copy to host memory; returns before it is done if the memory is page-locked."""
+    call("cuMemcpyDtoHAsync_v2", host, address, ctypes.c_size_t(size), stream)
+
+
+def copy(target: int, source: int, size: int, stream: int = 0) -> None:
+    """Copy within the device."""
+    call("cuMemcpyDtoDAsync_v2", target, source, ctypes.c_size_t(size), stream)
+
+
+def create_stream() -> int:
+    """A stream that does not wait for the default one."""
+    stream = ctypes.c_void_p()
+    call("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(1))
+    assert stream.value is not None
+    return stream.value
+
+
+def destroy_stream(stream: int) -> None:
+    """Destroy a stream once its work is done."""
+    call("cuStreamDestroy_v2", stream)
+
+
+def synchronize(stream: int) -> None:
+    """Wait for a stream; errors of its kernels are raised here."""
+    call("cuStreamSynchronize", stream)
+
+
+def create_event(timed: bool = True) -> int:
+    """An event."""
+    event = ctypes.c_void_p()
+    call("cuEventCreate", ctypes.byref(event), ctypes.c_uint(_TIMED if timed else _UNTIMED))
+    assert event.value is not None
+    return event.value
+
+
+def destroy_event(event: int) -> None:
+    """Destroy an event."""
+    call("cuEventDestroy_v2", event)
+
+
+def record(event: int, stream: int) -> None:
+    """Mark the present end of a stream's work."""
+    call("cuEventRecord", event, stream)
+
+
+def elapsed(start: int, end: int) -> float:
+    """Milliseconds between two events that have happened."""
+    milliseconds = ctypes.c_float()
+    call("cuEventElapsedTime", ctypes.byref(milliseconds), start, end)
+    return milliseconds.value
+
+
+class Graph:
+    """Captured work that runs with one call.
+
+    Memory, modules and library workspaces that it uses must outlive it.
+    """
+
+    def __init__(self) -> None:
+        self._executable = ctypes.c_void_p()
+        self.nodes = 0
+
+    @classmethod
+    @contextmanager
+    def capture(cls, stream: int) -> Iterator[Graph]:
+        """Record what the body puts on `stream`; the graph is ready after the body.
+
+        Raises:
+            RunnerError: something in the body cannot be captured.
+        """
+        graph, captured = cls(), ctypes.c_void_p()
+        call("cuStreamBeginCapture_v2", stream, ctypes.c_int(_THREAD_LOCAL_CAPTURE))
+        try:
+            yield graph
+        except BaseException:
+            _cuda().cuStreamEndCapture(ctypes.c_void_p(stream), ctypes.byref(captured))
+            if captured:
+                _cuda().cuGraphDestroy(captured)
+            raise
+        call("cuStreamEndCapture", stream, ctypes.byref(captured))
+        try:
+            count = ctypes.c_size_t()
+            call("cuGraphGetNodes", captured, None, ctypes.byref(count))
+            graph.nodes = count.value
+            call(
+                "cuGraphInstantiateWithFlags",
+                ctypes.byref(graph._executable),
+                captured,
+                ctypes.c_ulonglong(0),
+            )
+        finally:
+            call("cuGraphDestroy", captured)
+
+    def launcher(self, stream: int) -> Any:
+        """A function without arguments that launches the graph and returns the status.
+
+        The shortest path from Python: check the status with `raise_status`.
+        """
+        function, executable = _cuda().cuGraphLaunch, self._executable
+        on = ctypes.c_void_p(stream)
+        return lambda: function(executable, on)
+
+    def launch(self, stream: int) -> None:
+        """Run it once."""
+        call("cuGraphLaunch", self._executable, stream)
+
+    def close(self) -> None:
+        """Destroy it; idempotent."""
+        if self._executable:
+            call("cuGraphExecDestroy", self._executable)
+            self._executable = ctypes.c_void_p()
+
+
+def raise_status(status: int, name: str) -> None:
+    """Raise for a status that a raw call returned."""
+    _check_with(_cuda(), status, name)

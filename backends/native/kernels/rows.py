@@ -1,0 +1,218 @@
+"""LayerNorm, RMSNorm, Softmax and LogSoftmax over the last axis, with trees before and after."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from polytool.backends.native.kernels.expr import Tree, emit
+from polytool.backends.native.kernels.source import (
+    C_TYPES,
+    Buffer,
+    Call,
+    Dims,
+    Kernel,
+    Plan,
+    Strides,
+    assemble,
+    dims,
+    item_size,
+    strides,
+    template,
+)
+from polytool.errors import UnsupportedError
+from polytool.tensors import DType
+
+MODES = {"layernorm": 0, "rmsnorm": 1, "softmax": 2, "logsoftmax": 3}
+_CACHE = 4
+
+
+@dataclass(frozen=True)
+class RowOp:
+    """A normalisation of the rows of [.., length] tensors.
+
+    Operands are `full` (like the output), `column` [length], `row` (one value a row), `scalar`,
+    or `outer` (broadcast over some leading dimensions, contiguous along the row) and `outer0`
+    (the same, one value a row). `gather` reads row `index[row]` of a table [.., length]; the int64
+    indices are one more buffer, after all others.
+
+    Attributes:
+        before: a tree over the inputs; its result is what is normalised.
+        before_operands: how each input of `before` lies.
+        after: a tree whose input 0 is the normalised value.
+        after_operands: how the further inputs of `after` lie.
+        store_before: also store the value before normalising, in the type of `before`'s result.
+    """
+
+    mode: str
+    before: Tree
+    before_operands: tuple[str, ...]
+    after: Tree
+    after_operands: tuple[str, ...] = ()
+    store_before: bool = False
+
+    @property
+    def _inputs(self) -> list[tuple[DType, str]]:
+        first = zip(self.before.inputs, self.before_operands, strict=True)
+        return [*first, *zip(self.after.inputs[1:], self.after_operands, strict=True)]
+
+    @property
+    def _real(self) -> str:
+        wide = any(t is DType.DOUBLE for t, _ in self._inputs)
+        return "double" if wide else "float"
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Every kernel that `plan` can ask for."""
+        return tuple(self._kernel(v, t) for v in (8, 1) for t in (32, 128, 512))
+
+    def _operands(self, count: int) -> tuple[str, ...]:
+        return tuple(k for _, k in self._inputs)[:count]
+
+    def _kernel(self, vector: int, row_threads: int) -> Kernel:
+        return _row_kernel(self, vector, row_threads)
+
+    def code(self, vector: int) -> str:
+        """The functions `before` and `after` of rows.cuh."""
+        params, args, setup = [], [], []
+        for i, (dtype, operand) in enumerate(self._inputs):
+            params.append(f"const {C_TYPES[dtype]}* x{i}")
+            args.append(f"x{i}")
+            if operand.startswith("outer"):
+                params.append(f"strides s{i}")
+            if operand == "gather":
+                params.append(f"const i64* g{i}")
+                setup.append(f"x{i} += g{i}[row] * length;")
+        if self.store_before:
+            kind = C_TYPES[self.before.output_dtypes[0]]
+            params.append(f"{kind}* sums")
+        outer = [i for i, (_, o) in enumerate(self._inputs) if o.startswith("outer")]
+        if outer:
+            params.append("dims outer")
+            setup.append("u32 rest = row;")
+            setup.append("for (int d = outer.rank - 1; d >= 0; d--) {")
+            setup.append(
+                "    u32 next = divide(rest, outer.magic[d], outer.shift[d]),"
+                " index = rest - next * outer.size[d];"
+            )
+            setup += [f"    x{i} += index * s{i}.step[d];" for i in outer]
+            setup += ["    rest = next;", "}"]
+        declared = "".join(f", const {C_TYPES[t]}* x{i}" for i, (t, _) in enumerate(self._inputs))
+        n = len(self.before.inputs)
+        return "\n".join(
+            (
+                f"#define ROW_PARAMS {''.join(', ' + p for p in params)}",
+                f"#define ROW_ARGS {''.join(', ' + a for a in args)}",
+                f"#define ROW_SETUP {' '.join(setup)}",
+                f"DEVICE pack<REAL, {vector}> before(u32 row, int col, i64 at{declared}) {{",
+                f"    pack<REAL, {vector}> result;",
+                *self._body(self.before, range(n), [], vector, "result.at[i] = (REAL)"),
+                "    return result;",
+                "}",
+                f"DEVICE void after(const pack<REAL, {vector}>& y, u32 row, int col, i64 at,"
+                f" pack<T_OUT, {vector}>& out{declared}) {{",
+                *self._body(
+                    self.after,
+                    range(n, len(self._inputs)),
+                    ["y.at[i]"],
+                    vector,
+                    "out.at[i] = narrow<T_OUT>",
+                ),
+                "}",
+            )
+        )
+
+    def _body(
+        self, tree: Tree, numbers: range, names: list[str], vector: int, assign: str
+    ) -> list[str]:
+        loads = []
+        for i in numbers:
+            dtype, operand = self._inputs[i]
+            kind = C_TYPES[dtype]
+            place = {"full": "at", "column": "col", "outer": "col", "gather": "col"}.get(operand)
+            if place is not None:
+                loads.append(f"    auto p{i} = load_pack<{kind}, {vector}>(x{i} + {place});")
+                names = [*names, f"widen(p{i}.at[i])"]
+            else:
+                names = [*names, f"widen(x{i}[{'row' if operand == 'row' else '0'}])"]
+        lines, (result, *_) = emit(tree, names, " " * 8)
+        return [
+            *loads,
+            "#pragma unroll",
+            f"    for (int i = 0; i < {vector}; i++) {{",
+            *lines,
+            f"        {assign}({result});",
+            "    }",
+        ]
+
+    def plan(
+        self,
+        rows: int,
+        length: int,
+        *,
+        epsilon: float = 0.0,
+        outer: Sequence[int] = (),
+        outer_strides: Sequence[Sequence[int]] = (),
+    ) -> Plan:
+        """The launch.
+
+        Buffers: inputs of `before`, further inputs of `after`, the output, the stored sum if there
+        is one, then the indices of `gather` operands.
+
+        Args:
+            rows: how many rows.
+            length: elements of a row.
+            epsilon: of the normalisations.
+            outer: the sizes whose product is `rows`, for `outer` operands.
+            outer_strides: strides along `outer` for each `outer` operand in order, in elements.
+        """
+        widest = max(item_size(t) for t, _ in self._inputs)
+        aligned = all(s % 8 == 0 for steps in outer_strides for s in steps)
+        vector = 8 if length % 8 == 0 and aligned and widest <= 4 else 1
+        units = length // vector
+        threads = 32 if units <= 32 * _CACHE else 128 if units <= 128 * _CACHE else 512
+        if rows < 132 * 4 and threads == 32 and units > 32:
+            threads = 128  # few rows: more threads a row than registers ask for
+        kernel = self._kernel(vector, threads)
+        inputs = self._inputs
+        steps, tables = iter(outer_strides), 0
+        args: list[Buffer | ctypes._SimpleCData | Dims | Strides] = [
+            ctypes.c_uint(rows),
+            ctypes.c_int(length),
+            ctypes.c_float(epsilon),
+            Buffer(len(inputs)),
+        ]
+        for i, (_, operand) in enumerate(inputs):
+            args.append(Buffer(i))
+            if operand.startswith("outer"):
+                args.append(strides(tuple(next(steps))))
+            if operand == "gather":
+                args.append(Buffer(len(inputs) + 1 + self.store_before + tables))
+                tables += 1
+        if self.store_before:
+            args.append(Buffer(len(inputs) + 1))
+        if any(o.startswith("outer") for _, o in inputs):
+            args.append(dims(tuple(outer)))
+        if rows >= 1 << 31:
+            raise UnsupportedError(f"a normalisation of {rows} rows is beyond 2^31")
+        per_block = kernel.threads // threads
+        grid = (max(1, -(-rows // per_block)), 1, 1)
+        return Plan((Call(kernel, grid, (kernel.threads, 1, 1), tuple(args)),) if rows else ())
+
+
+@cache
+def _row_kernel(op: RowOp, vector: int, row_threads: int) -> Kernel:
+    defines: dict[str, str | int] = {
+        "REAL": op._real,
+        "MODE": MODES[op.mode],
+        "VEC": vector,
+        "ROW_THREADS": row_threads,
+        "CACHE": _CACHE,
+        "T_OUT": C_TYPES[op.after.output_dtypes[0]],
+    }
+    if op.store_before:
+        defines["T_SUM"] = C_TYPES[op.before.output_dtypes[0]]
+    threads = max(row_threads, 128)
+    code = "\n".join((template("math"), op.code(vector)))
+    return assemble("rows", "rows", defines=defines, code=code, threads=threads)

@@ -1,0 +1,163 @@
+"""What a kernel is before there is a device: its source, and one launch of it but for addresses."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+
+from polytool.tensors import DType
+
+C_TYPES = {
+    DType.FLOAT: "float",
+    DType.FLOAT16: "half_t",
+    DType.BFLOAT16: "bfloat_t",
+    DType.DOUBLE: "double",
+    DType.INT8: "signed char",
+    DType.UINT8: "unsigned char",
+    DType.INT16: "short",
+    DType.UINT16: "unsigned short",
+    DType.INT32: "int",
+    DType.UINT32: "unsigned int",
+    DType.INT64: "long long",
+    DType.UINT64: "unsigned long long",
+    DType.BOOL: "bool",
+}
+"""The element types that kernels compute with."""
+
+
+def compute_type(dtype: DType) -> str:
+    """The C type in which values of `dtype` are held in registers."""
+    return "float" if dtype in (DType.FLOAT16, DType.BFLOAT16) else C_TYPES[dtype]
+
+
+def item_size(dtype: DType) -> int:
+    """Bytes of one element."""
+    return int(dtype.numpy.itemsize)
+
+
+@cache
+def template(name: str) -> str:
+    """The text of `kernels/cuda/<name>.cuh`."""
+    folder = resources.files("polytool.backends.native.kernels") / "cuda"
+    return (folder / f"{name}.cuh").read_text()
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One `extern "C"` CUDA function and everything that its machine code depends on.
+
+    Attributes:
+        name: the function's name.
+        source: the whole translation unit.
+        threads: the largest block it is launched with.
+        contract: whether a*b+c may become one fused operation.
+    """
+
+    name: str
+    source: str = field(repr=False)
+    threads: int = 256
+    contract: bool = True
+
+
+def assemble(
+    name: str,
+    *templates: str,
+    defines: Mapping[str, str | int] | None = None,
+    code: str = "",
+    threads: int = 256,
+    contract: bool = True,
+) -> Kernel:
+    """A kernel from templates: prelude, macros, generated `code`, then the templates in order."""
+    macros = {"KERNEL": name, "MAX_THREADS": threads, **(defines or {})}
+    lines = [f"#define {key} {value}" for key, value in macros.items()]
+    parts = [template("prelude"), "\n".join(lines), code, *(template(t) for t in templates)]
+    return Kernel(name, "\n".join(parts) + "\n", threads, contract)
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A launch argument that is the address of the operation's buffer `index`, plus `offset`.
+
+    Buffers are numbered: inputs, outputs, then the workspace.
+    """
+
+    index: int
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One launch with everything decided but addresses.
+
+    Attributes:
+        args: in the kernel's order: `Buffer`s and ctypes scalars or structures.
+        shared: bytes of dynamic shared memory.
+        cluster: blocks a cluster along z; 1 for none.
+        overlap: launch as a programmatic dependent: the kernel itself waits for its predecessor.
+    """
+
+    kernel: Kernel
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    args: tuple[Buffer | ctypes._SimpleCData | ctypes.Structure | ctypes.Array, ...]
+    shared: int = 0
+    cluster: int = 1
+    overlap: bool = True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The launches of one operation for one set of shapes.
+
+    Attributes:
+        workspace: bytes that it needs besides inputs and outputs; contents do not matter.
+    """
+
+    calls: tuple[Call, ...]
+    workspace: int = 0
+
+
+class Dims(ctypes.Structure):
+    """`struct dims` of the prelude: sizes with the constants of a division by each."""
+
+    _fields_ = (
+        ("rank", ctypes.c_int),
+        ("size", ctypes.c_uint * 8),
+        ("magic", ctypes.c_uint * 8),
+        ("shift", ctypes.c_uint * 8),
+    )
+
+
+class Strides(ctypes.Structure):
+    """`struct strides` of the prelude: elements between neighbours in each dimension."""
+
+    _fields_ = (("step", ctypes.c_longlong * 8),)
+
+
+def magic(divisor: int) -> tuple[int, int]:
+    """Constants with n // divisor == (mulhi(n, magic) + n) >> shift for n below 2**31.
+
+    Granlund and Montgomery, "Division by invariant integers using multiplication", 1994.
+    """
+    shift = max(divisor - 1, 0).bit_length()
+    return ((1 << 32) * ((1 << shift) - divisor)) // divisor + 1 & 0xFFFFFFFF, shift
+
+
+def dims(sizes: tuple[int, ...]) -> Dims:
+    """Sizes of at most eight dimensions, with their division constants."""
+    result = Dims(rank=len(sizes))
+    for i, size in enumerate(sizes):
+        result.size[i] = size
+        result.magic[i], result.shift[i] = magic(max(size, 1))
+    return result
+
+
+def strides(steps: tuple[int, ...]) -> Strides:
+    """Strides in elements, in the order of `dims`."""
+    result = Strides()
+    for i, step in enumerate(steps):
+        result.step[i] = step
+    return result

@@ -1,0 +1,286 @@
+// Runs CUDA kernels on the host: a fibre a thread, so that barriers and warp exchanges work.
+// In one order asynchronous copies land at once, in the other as late as their wait allows.
+#pragma once
+#define HOST_EMULATION
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+using std::max;
+using std::min;
+
+#define DEVICE inline
+#define __device__
+#define __forceinline__ inline
+#define __shared__ static
+#define __align__(n) __attribute__((aligned(n)))
+#define GLOBAL(name, threads) extern "C" void name
+#define DYNAMIC_SHARED(name) unsigned char* name = emu::shared_base()
+
+struct uint2 { uint32_t x, y; } __attribute__((aligned(8)));
+struct uint4 { uint32_t x, y, z, w; } __attribute__((aligned(16)));
+struct float4 { float x, y, z, w; } __attribute__((aligned(16)));
+struct dim3 { unsigned x, y, z; };
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+extern "C" void emu_switch(void** save, void* to);
+asm(R"(
+.globl emu_switch
+emu_switch:
+    pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp
+    ret
+)");
+
+namespace emu {
+enum State { READY, BLOCK, WARP, CLUSTER, DONE };
+struct Copy { void* to; const void* from; bool valid; int group; };
+struct Fibre {
+    void* sp;
+    char* stack;
+    State state;
+    dim3 thread, block;
+    int cta, warp, lane, parity, groups;
+    std::vector<Copy> copies;
+};
+struct Slot { char bytes[2][32][64]; };
+
+inline std::vector<Fibre> fibres;
+inline std::vector<Slot> slots;
+inline std::vector<std::vector<char>> shared;
+inline Fibre* current;
+inline void* scheduler;
+inline bool late;
+inline int cluster_size, block_threads;
+inline void (*entry)();
+
+inline unsigned char* shared_base() {
+    return (unsigned char*)(((uintptr_t)shared[current->cta].data() + 1023) / 1024 * 1024);
+}
+inline void pause(State why) {
+    current->state = why;
+    Fibre* self = current;
+    emu_switch(&self->sp, scheduler);
+}
+inline void finish() {
+    entry();
+    pause(DONE);
+    abort();
+}
+inline void resume(Fibre& f) {
+    current = &f;
+    threadIdx = f.thread;
+    blockIdx = f.block;
+    emu_switch(&scheduler, f.sp);
+}
+// release every group of fibres that has wholly arrived; false if nothing can go on
+inline bool release() {
+    bool progress = false;
+    auto group = [&](size_t from, size_t to, State why) {
+        bool all = true, any = false;
+        for (size_t i = from; i < to; i++) {
+            if (fibres[i].state == why) any = true;
+            else if (fibres[i].state != DONE) all = false;
+        }
+        if (!all || !any) return;
+        for (size_t i = from; i < to; i++)
+            if (fibres[i].state == why) fibres[i].state = READY;
+        progress = true;
+    };
+    for (size_t c = 0; c < fibres.size(); c += block_threads) {
+        group(c, c + block_threads, BLOCK);
+        for (size_t w = 0; w < (size_t)block_threads; w += 32)
+            group(c + w, c + std::min<size_t>(w + 32, block_threads), WARP);
+    }
+    group(0, fibres.size(), CLUSTER);
+    return progress;
+}
+inline int run_cluster() {
+    for (auto& f : fibres) {
+        void** top = (void**)(f.stack + (1 << 18) - 64);
+        *top = (void*)finish;
+        f.sp = top - 6;
+        f.state = READY;
+        f.parity = f.groups = 0;
+        f.copies.clear();
+    }
+    for (;;) {
+        bool running = false, done = true;
+        for (size_t i = 0; i < fibres.size(); i++) {
+            Fibre& f = fibres[late ? fibres.size() - 1 - i : i];
+            if (f.state == READY) { running = true; resume(f); }
+        }
+        for (auto& f : fibres) done &= f.state == DONE;
+        if (done) return 0;
+        if (!release() && !running) { fprintf(stderr, "deadlock\n"); return 1; }
+    }
+}
+inline int launch(dim3 grid, dim3 block, int cluster, int bytes, bool deferred, void (*f)()) {
+    entry = f;
+    late = deferred;
+    gridDim = grid;
+    blockDim = block;
+    cluster_size = cluster;
+    block_threads = block.x * block.y * block.z;
+    int warps = (block_threads + 31) / 32;
+    fibres.assign(cluster * block_threads, Fibre());
+    slots.assign(cluster * warps, Slot());
+    shared.assign(cluster, std::vector<char>(bytes + 1024, 0x7f));
+    for (size_t i = 0; i < fibres.size(); i++) {
+        Fibre& f = fibres[i];
+        f.stack = (char*)aligned_alloc(64, 1 << 18);
+        f.cta = i / block_threads;
+        int t = i % block_threads;
+        f.thread = {t % block.x, t / block.x % block.y, t / (block.x * block.y)};
+        f.warp = f.cta * warps + t / 32;
+        f.lane = t % 32;
+    }
+    int status = 0;
+    for (unsigned z = 0; z < grid.z && !status; z += cluster)
+        for (unsigned y = 0; y < grid.y && !status; y++)
+            for (unsigned x = 0; x < grid.x && !status; x++) {
+                for (auto& f : fibres) f.block = {x, y, z + f.cta};
+                for (auto& s : shared) memset(s.data(), 0x7f, s.size());
+                status = run_cluster();
+            }
+    for (auto& f : fibres) free(f.stack);
+    return status;
+}
+// every lane gives a value; returns what all lanes gave
+template <typename T> const T* exchange(const T& mine, T (&all)[32]) {
+    static_assert(sizeof(T) <= 64);
+    Fibre* self = current;
+    Slot& slot = slots[self->warp];
+    int p = self->parity ^= 1;
+    memcpy(slot.bytes[p][self->lane], &mine, sizeof(T));
+    pause(WARP);
+    for (int i = 0; i < 32; i++) memcpy(&all[i], slot.bytes[p][i], sizeof(T));
+    return all;
+}
+template <typename... A, size_t... I>
+void call(void (*f)(A...), void** args, std::index_sequence<I...>) {
+    f(*(std::remove_const_t<A>*)args[I]...);
+}
+template <typename... A> void call(void (*f)(A...), void** args) {
+    call(f, args, std::index_sequence_for<A...>());
+}
+}  // namespace emu
+
+inline void __syncthreads() { emu::pause(emu::BLOCK); }
+inline void __syncwarp(unsigned = ~0u) { emu::pause(emu::WARP); }
+inline void __threadfence() {}
+template <typename T> T __shfl_sync(unsigned, T v, int from) { T all[32]; return emu::exchange(v, all)[from & 31]; }
+template <typename T> T __shfl_xor_sync(unsigned, T v, int mask) { T all[32]; int l = emu::current->lane; return emu::exchange(v, all)[l ^ mask]; }
+template <typename T> T __shfl_up_sync(unsigned, T v, int d) { T all[32]; int l = emu::current->lane; emu::exchange(v, all); return l >= d ? all[l - d] : v; }
+template <typename T> T __shfl_down_sync(unsigned, T v, int d) { T all[32]; int l = emu::current->lane; emu::exchange(v, all); return l + d < 32 ? all[l + d] : v; }
+inline unsigned __ballot_sync(unsigned, bool v) { bool all[32]; emu::exchange(v, all); unsigned r = 0; for (int i = 0; i < 32; i++) r |= (unsigned)all[i] << i; return r; }
+inline int __popc(unsigned v) { return __builtin_popcount(v); }
+inline int __clz(int v) { return v ? __builtin_clz(v) : 32; }
+inline uint32_t __umulhi(uint32_t a, uint32_t b) { return (uint64_t)a * b >> 32; }
+inline float __uint_as_float(uint32_t v) { float f; memcpy(&f, &v, 4); return f; }
+inline float __int_as_float(int v) { return __uint_as_float(v); }
+inline uint32_t __float_as_uint(float f) { uint32_t v; memcpy(&v, &f, 4); return v; }
+inline int __float_as_int(float f) { return (int)__float_as_uint(f); }
+inline long long __double_as_longlong(double f) { long long v; memcpy(&v, &f, 8); return v; }
+inline double __longlong_as_double(long long v) { double f; memcpy(&f, &v, 8); return f; }
+inline float __expf(float v) { return expf(v); }
+inline float exp2_fast(float v) { return exp2f(v); }
+inline float rsqrtf(float v) { return 1.0f / sqrtf(v); }
+inline double rsqrt(double v) { return 1.0 / sqrt(v); }
+template <typename T, typename V> T atomicAdd(T* p, V v) { T old = *p; *p = old + (T)v; return old; }
+template <typename T> T atomicMax(T* p, T v) { T old = *p; if (v > old) *p = v; return old; }
+template <typename T> T atomicCAS(T* p, T expected, T v) { T old = *p; if (old == expected) *p = v; return old; }
+
+// the instructions of the prelude
+struct half_t;
+struct bfloat_t;
+#define EMULATED_INSTRUCTIONS                                                                     \
+    inline float to_float(half_t v) { _Float16 h; memcpy(&h, &v, 2); return (float)h; }           \
+    inline float to_float(bfloat_t v) { return __uint_as_float((u32)v.bits << 16); }              \
+    template <typename F> half_t cast_half(F f) { _Float16 h = (_Float16)f; half_t v; memcpy(&v, &h, 2); return v; } \
+    inline half_t to_half(float f) { return cast_half(f); }                                       \
+    inline half_t to_half(double f) { return cast_half(f); }                                      \
+    inline bfloat_t to_bfloat(float f) {                                                          \
+        u32 b = __float_as_uint(f);                                                               \
+        if (f != f) return {0x7fff};                                                              \
+        return {(u16)((b + 0x7fff + (b >> 16 & 1)) >> 16)};                                       \
+    }                                                                                             \
+    inline void wait_predecessor() {}                                                             \
+    inline void release_successor() {}                                                            \
+    inline void copy_now(const emu::Copy& c) {                                                    \
+        if (c.valid) memcpy(c.to, c.from, 16); else memset(c.to, 0, 16);                          \
+    }                                                                                             \
+    inline void copy_async16(void* to, const void* from, bool valid) {                            \
+        if (((uintptr_t)to | (uintptr_t)from) & 15) { fprintf(stderr, "misaligned copy\n"); abort(); } \
+        emu::Copy c = {to, from, valid, emu::current->groups};                                    \
+        if (emu::late) emu::current->copies.push_back(c); else copy_now(c);                       \
+    }                                                                                             \
+    inline void copy_commit() { emu::current->groups++; }                                         \
+    template <int N> void copy_wait() {                                                           \
+        auto& all = emu::current->copies;                                                         \
+        std::vector<emu::Copy> left;                                                              \
+        for (auto& c : all)                                                                       \
+            if (c.group < emu::current->groups - N) copy_now(c); else left.push_back(c);          \
+        all.swap(left);                                                                           \
+    }                                                                                             \
+    inline void load_matrix4(u32 (&r)[4], const void* p) {                                        \
+        const void* all[32];                                                                      \
+        int l = emu::current->lane;                                                               \
+        emu::exchange(p, all);                                                                    \
+        for (int i = 0; i < 4; i++) memcpy(&r[i], (const char*)all[i * 8 + l / 4] + l % 4 * 4, 4); \
+    }                                                                                             \
+    inline void load_matrix4_transposed(u32 (&r)[4], const void* p) {                             \
+        const void* all[32];                                                                      \
+        int l = emu::current->lane;                                                               \
+        emu::exchange(p, all);                                                                    \
+        for (int i = 0; i < 4; i++)                                                               \
+            for (int e = 0; e < 2; e++)                                                           \
+                memcpy((char*)&r[i] + 2 * e, (const char*)all[i * 8 + l % 4 * 2 + e] + l / 4 * 2, 2); \
+    }                                                                                             \
+    template <typename C, typename E, typename F>                                                 \
+    void mma_any(C (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, F value) {                         \
+        struct R { u32 a[4], b[2]; } mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}}, all[32];        \
+        emu::exchange(mine, all);                                                                 \
+        int g = emu::current->lane / 4, t = emu::current->lane % 4, n = 4 / sizeof(E);            \
+        for (int i = 0; i < 4; i++) {                                                             \
+            int high = i / 2, col = t * 2 + i % 2;                                                \
+            for (int part = 0; part < 2; part++)                                                  \
+                for (int k = 0; k < 4; k++)                                                       \
+                    for (int e = 0; e < n; e++)                                                   \
+                        c[i] += value(((const E*)&all[g * 4 + k].a[part * 2 + high])[e]) *        \
+                                value(((const E*)&all[col * 4 + k].b[part])[e]);                  \
+        }                                                                                         \
+    }                                                                                             \
+    inline void mma_half(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {                      \
+        mma_any<float, half_t>(c, a, b0, b1, [](half_t v) { return to_float(v); });               \
+    }                                                                                             \
+    inline void mma_bfloat(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {                    \
+        mma_any<float, bfloat_t>(c, a, b0, b1, [](bfloat_t v) { return to_float(v); });           \
+    }                                                                                             \
+    inline void mma_tf32(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {                      \
+        mma_any<float, float>(c, a, b0, b1, [](float v) { return __uint_as_float(__float_as_uint(v) & ~0x1fffu); }); \
+    }                                                                                             \
+    inline void mma_int8(int (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {                        \
+        mma_any<int, signed char>(c, a, b0, b1, [](signed char v) { return (int)v; });            \
+    }                                                                                             \
+    inline u32 round_tf32(u32 b) { return (b + 0x1000u) & ~0x1fffu; }                             \
+    inline u32 pack_half(float low, float high) { return (u32)to_half(high).bits << 16 | to_half(low).bits; } \
+    inline u32 pack_bfloat(float low, float high) { return (u32)to_bfloat(high).bits << 16 | to_bfloat(low).bits; } \
+    inline u32 cluster_rank() { return emu::current->cta; }                                       \
+    inline void cluster_sync() { emu::pause(emu::CLUSTER); }                                      \
+    inline float4 cluster_load(const float* mine, u32 rank) {                                     \
+        size_t offset = (const unsigned char*)mine - emu::shared_base();                          \
+        int self = emu::current->cta;                                                             \
+        emu::current->cta = rank;                                                                 \
+        const unsigned char* base = emu::shared_base();                                           \
+        emu::current->cta = self;                                                                 \
+        float4 v; memcpy(&v, base + offset, 16); return v;                                        \
+    }
