@@ -235,23 +235,24 @@ input_shapes: Decorator = shapes(
 )
 
 
+def external_data_dir(function: F) -> F:
+    """--external-data-dir."""
+    return option(
+        "--external-data-dir",
+        type=click.Path(),
+        metavar="DIR",
+        help="Where the model's external data lies, if not beside it.",
+    )(function)
+
+
 def external_data(function: F) -> F:
     """--external-data-dir and --ignore-external-data."""
-    for decorate in (
-        option(
-            "--ignore-external-data",
-            is_flag=True,
-            help="Do not read weights that lie outside of the model file.",
-        ),
-        option(
-            "--external-data-dir",
-            type=click.Path(),
-            metavar="DIR",
-            help="Where the model's external data lies, if not beside it.",
-        ),
-    ):
-        function = decorate(function)
-    return function
+    ignore = option(
+        "--ignore-external-data",
+        is_flag=True,
+        help="Do not read weights that lie outside of the model file.",
+    )
+    return external_data_dir(ignore(function))
 
 
 def saving(function: F) -> F:
@@ -291,7 +292,7 @@ class FeedOptions:
 
 def feeds(function: F) -> F:
     """Every option about input data, passed as one `feeds: FeedOptions`."""
-    return _bundle(
+    return bundle(
         function,
         "feeds",
         FeedOptions,
@@ -323,8 +324,8 @@ def feeds(function: F) -> F:
     )
 
 
-def _bundle(function: F, name: str, kind: Callable[..., Any], decorators: Sequence[Decorator]) -> F:
-    """Options collected into one object."""
+def bundle(function: F, name: str, kind: Callable[..., Any], decorators: Sequence[Decorator]) -> F:
+    """Several options, collected into one argument `name` of type `kind`."""
     import functools
 
     @functools.wraps(function)
@@ -337,7 +338,8 @@ def _bundle(function: F, name: str, kind: Callable[..., Any], decorators: Sequen
     wrapped: Any = collect
     for decorate in reversed(decorators):
         wrapped = decorate(wrapped)
-    keys = [str(param.name) for param in wrapped.__click_params__[before:]]
+    # Flags may share a name: those that exclude each other, or whose order matters.
+    keys = dict.fromkeys(str(param.name) for param in wrapped.__click_params__[before:])
     result: F = wrapped
     return result
 

@@ -1,0 +1,241 @@
+"""Options that choose runners and say how engines are built; shared by the commands that run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import click
+
+from polytool.cli import options
+from polytool.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Builder:
+    """How the native engine is built, as the user said it."""
+
+    precision: str = "fp32"
+    device: str = "auto"
+    layer_precisions: str | None = None
+    profiles: tuple[dict[str, tuple[Any, Any, Any]], ...] = ()
+
+    def to_options(self) -> dict[str, Any]:
+        """Keyword arguments of `NativeRunner` and `BuilderConfig.of`."""
+        return {
+            "precision": self.precision,
+            "device": self.device,
+            "layer_precisions": self.layer_precisions,
+            "profiles": list(self.profiles) or None,
+        }
+
+
+@dataclass(frozen=True)
+class Onnxrt:
+    """How ONNX Runtime runs, as the user said it."""
+
+    providers: tuple[str, ...] = ()
+    provider_options: dict[str, dict[str, str]] = field(default_factory=dict)
+    graph_optimization_level: str | None = None
+
+    def to_options(self) -> dict[str, Any]:
+        """Keyword arguments of `OnnxrtRunner`."""
+        return {
+            "providers": list(self.providers) or None,
+            "provider_options": self.provider_options,
+            "graph_optimization_level": self.graph_optimization_level,
+        }
+
+
+def chosen(function: F) -> F:
+    """--native, --onnxrt, --oracle and --runner, passed as `runners` in the order given."""
+    decorators = (
+        options.option(
+            "--native",
+            "runners",
+            flag_value="native",
+            multiple=True,
+            help="Run on polytool's own engine.",
+        ),
+        options.option(
+            "--onnxrt", "runners", flag_value="onnxrt", multiple=True, help="Run on ONNX Runtime."
+        ),
+        options.option(
+            "--oracle",
+            "runners",
+            flag_value="oracle",
+            multiple=True,
+            help="Run unfused in float64; the others are compared with it.",
+        ),
+        options.option(
+            "--runner",
+            "runners",
+            several=True,
+            metavar="NAME|SCRIPT",
+            help="Run on an installed backend, or on what a function in a script makes of MODEL, "
+            "as my_script.py:make_runner.",
+        ),
+    )
+    for decorate in reversed(decorators):
+        function = decorate(function)
+    return function
+
+
+def builder(function: F) -> F:
+    """Precision, device and profiles of the native engine, passed as one `builder: Builder`."""
+    precisions = [
+        options.option(
+            f"--{name}", "precisions", flag_value=name, multiple=True, help=f"Compute in {what}."
+        )
+        for name, what in (
+            ("fp16", "float16 where the model says float32; native engine only"),
+            ("bf16", "bfloat16 where the model says float32; native engine only"),
+            ("tf32", "TF32 where the model says float32; native engine only"),
+        )
+    ]
+    shapes = [
+        options.option(
+            f"--native-{end}-shapes",
+            f"{end}_shapes",
+            several=True,
+            metavar="NAME:SHAPE",
+            help=f"{what} shapes of an optimization profile; an input named again starts the "
+            "next profile.",
+        )
+        for end, what in (("min", "Smallest"), ("opt", "Usual"), ("max", "Largest"))
+    ]
+    return options.bundle(
+        function,
+        "builder",
+        _read_builder,
+        (
+            *precisions,
+            options.option(
+                "--device",
+                type=click.Choice(["auto", "cpu", "cuda"]),
+                default="auto",
+                help="Where the native engine runs; auto takes a GPU where there is one.",
+            ),
+            options.option(
+                "--layer-precisions",
+                metavar="JSON",
+                type=click.Path(),
+                help='Precisions by node, as {"layer_precisions": {"op:Softmax": "fp32"}}; the '
+                "last pattern that fits wins.",
+            ),
+            *shapes,
+        ),
+    )
+
+
+def onnxrt(function: F) -> F:
+    """Providers and optimization level of ONNX Runtime, passed as one `onnxrt: Onnxrt`."""
+    return options.bundle(
+        function,
+        "onnxrt",
+        _read_onnxrt,
+        (
+            options.option(
+                "--providers",
+                "--execution-providers",
+                several=True,
+                metavar="NAME",
+                help="Execution providers of ONNX Runtime in order of priority, as cuda or cpu.  "
+                "[cpu]",
+            ),
+            options.option(
+                "--provider-options",
+                several=True,
+                metavar="NAME:KEY=VALUE",
+                help="Options of a provider, as cuda:use_tf32=0.",
+            ),
+            options.option(
+                "--graph-optimization-level",
+                metavar="LEVEL",
+                help="What ONNX Runtime may rewrite: disable, basic, extended, layout or all.  "
+                "[all]",
+            ),
+        ),
+    )
+
+
+def _read_builder(
+    precisions: Sequence[str],
+    device: str,
+    layer_precisions: str | None,
+    min_shapes: Sequence[str],
+    opt_shapes: Sequence[str],
+    max_shapes: Sequence[str],
+) -> Builder:
+    if len(set(precisions)) > 1:
+        flags = " and ".join(f"--{p}" for p in dict.fromkeys(precisions))
+        raise click.UsageError(
+            f"{flags} exclude each other: give one, and single layers another precision with "
+            "--layer-precisions"
+        )
+    return Builder(
+        precision=precisions[0] if precisions else "fp32",
+        device=device,
+        layer_precisions=layer_precisions,
+        profiles=tuple(_profiles(min_shapes, opt_shapes, max_shapes)),
+    )
+
+
+def _profiles(*texts: Sequence[str]) -> list[dict[str, tuple[Any, Any, Any]]]:
+    low, opt, high = (_groups(t) for t in texts)
+    count = max(map(len, (low, opt, high)))
+    for end, groups in (("min", low), ("max", high)):
+        if len(groups) != count:
+            raise click.UsageError(
+                f"a profile needs --native-min-shapes and --native-max-shapes: the {end} shapes "
+                f"of {'a profile' if count == 1 else 'some profiles'} are missing"
+            )
+    profiles = []
+    for index in range(count):
+        usual = opt[index] if index < len(opt) else {}
+        names = dict.fromkeys([*low[index], *usual, *high[index]])
+        missing = [n for n in names if n not in low[index] or n not in high[index]]
+        if missing:
+            raise click.UsageError(
+                f"the profile of input {missing[0]!r} lacks its smallest or largest shape: give "
+                "both --native-min-shapes and --native-max-shapes"
+            )
+        profiles.append(
+            {n: (low[index][n], usual.get(n, high[index][n]), high[index][n]) for n in names}
+        )
+    return profiles
+
+
+def _groups(texts: Sequence[str]) -> list[Shapes]:
+    """Shapes by input, split where an input is named again."""
+    from polytool.feed_shapes import parse_shapes
+
+    groups: list[Shapes] = []
+    for text in texts:
+        try:
+            ((name, sizes),) = parse_shapes([text]).items()
+        except UsageError as err:
+            raise click.UsageError(str(err)) from err
+        if not groups or name in groups[-1]:
+            groups.append({})
+        groups[-1][name] = sizes
+    return groups
+
+
+def _read_onnxrt(
+    providers: Sequence[str], provider_options: Sequence[str], graph_optimization_level: str | None
+) -> Onnxrt:
+    table: dict[str, dict[str, str]] = {}
+    for text in provider_options:
+        name, colon, setting = text.partition(":")
+        key, equals, value = setting.partition("=")
+        if not (colon and equals and name and key):
+            raise click.UsageError(
+                f"--provider-options {text!r} has another form than cuda:use_tf32=0"
+            )
+        table.setdefault(name, {})[key] = value
+    return Onnxrt(tuple(providers), table, graph_optimization_level)
