@@ -220,3 +220,12 @@ def test_the_oracle_agrees_with_the_whole_model_layer_by_layer(real_model):
         given = {k: v for k, v in values.items() if k != tap.tensor}
         made = oracle.evaluate(given, [tap.tensor])[tap.tensor]
         np.testing.assert_array_equal(made, values[tap.tensor])
+
+
+def test_the_oracle_tells_what_a_tensor_is_computed_from():
+    oracle = OnnxrtOracle(parse_model(CHAIN))
+    assert set(oracle.frontier("d", ["x", "b", "d"])) == {"b"}
+    assert set(oracle.frontier("d", ["x", "b", "c"])) == {"b", "c"}
+    assert oracle.operators(["b"], "d") == ("Exp", "Add")
+    with pytest.raises(UsageError, match="'d' depends on 'x', which is not available"):
+        oracle.frontier("d", ["c"])
