@@ -98,28 +98,6 @@ class OnnxrtOracle(LayerOracle):
         made = self._compute(inputs, [n for n in names if n not in inputs])
         return {name: inputs[name] if name in inputs else made[name] for name in names}
 
-    def frontier(self, wanted: str, available: Collection[str]) -> tuple[str, ...]:
-        """The nearest available tensors that `wanted` is computed from; see `LayerOracle`."""
-        cutter = self._cutter
-        found: dict[str, None] = {}
-        pending, seen = [wanted], {wanted}
-        while pending:
-            name = pending.pop()
-            if name != wanted and name in available:
-                found[name] = None
-            elif (index := cutter.producer.get(name)) is not None:
-                new = [n for n in cutter.reads[index] if n not in seen]
-                seen.update(new)
-                pending += new
-            elif not cutter.is_weight(name):
-                raise UsageError(f"{wanted!r} depends on {name!r}, which is not available")
-        return tuple(found)
-
-    def operators(self, inputs: Iterable[str], wanted: str) -> tuple[str, ...]:
-        """The operators between `inputs` and `wanted`; see `LayerOracle`."""
-        indices, _ = self._cutter.slice([wanted], set(inputs) - {wanted})
-        return tuple(self._cutter.nodes[i].op_type for i in indices)
-
     def _compute(self, inputs: Feeds, names: list[str]) -> Outputs:
         if not names:
             return {}
