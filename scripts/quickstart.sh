@@ -4,7 +4,7 @@
 #   bash scripts/quickstart.sh
 #
 # Needs Python >= 3.11 and a network. It makes .venv here (or $VENV), installs polytool with
-# ONNX Runtime, fetches PP-OCRv4's recogniser (11 MB, kept in your cache directory), and runs it on
+# ONNX Runtime, fetches PP-OCRv4's recogniser (15 MB, kept in your cache directory), and runs it on
 # the native engine and on ONNX Runtime, on the CPU. Run it again as often as you like.
 set -u
 cd "$(dirname "$0")/.." || exit 1
