@@ -77,6 +77,7 @@ class Tap:
             Empty for what a body of If, Loop or Scan is given: seen, but computed elsewhere.
         spec: dtype and shape as the runner stores it.
         precision: the grid of the layer's operands: `fp32`, `tf32`, `fp16`, `bf16`, `fp64`.
+        body: inside an If, Loop or Scan: seen once an iteration, or not at all.
     """
 
     tensor: str
@@ -84,13 +85,20 @@ class Tap:
     nodes: tuple[str, ...]
     spec: TensorSpec
     precision: str = "fp32"
+    body: bool = False
 
 
 Observer = Callable[[Tap, Any], None]
 
 
 class Observable(Runner):
-    """A runner whose intermediate tensors can be seen without changing what it computes."""
+    """A runner whose intermediate tensors can be seen without changing what it computes.
+
+    Attributes:
+        keeps_taps: whether the arrays given to an observer stay valid after its call.
+    """
+
+    keeps_taps = False
 
     @abc.abstractmethod
     def taps(self) -> tuple[Tap, ...]:

@@ -58,7 +58,7 @@ class ExecutionContext:
             profiler.start()
 
         def watch(layer: Layer, values: Sequence[Any]) -> None:
-            if profiler is not None:
+            if profiler is not None and layer.nodes:
                 profiler.layer(layer)
             if observe is not None:
                 for tensor, value in zip(layer.outputs, values, strict=True):

@@ -22,7 +22,7 @@ def compile_control(
 ) -> tuple[Callable[..., Sequence[Any]], Callable[..., Sequence[Any]]]:
     """Launch functions without and with a watch: `launch(*inputs)`, `watched(watch, *inputs)`."""
     (node,) = layer.nodes
-    programs = {name: Program(body, mode) for name, body in node.bodies.items()}
+    programs = {name: Program(body, mode, body=True) for name, body in node.bodies.items()}
     builders = {"If": _if, "Loop": _loop, "Scan": _scan8 if node.version < 9 else _scan}
     drive = builders[node.op](node, programs, mode)
     inputs = layer.inputs

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -169,7 +170,7 @@ class Layer:
     @property
     def precision(self) -> str:
         """The precision of its nodes, which is one: fusion never crosses two."""
-        return self.nodes[0].precision
+        return self.nodes[0].precision if self.nodes else "fp32"
 
     def constants(self) -> Iterator[Tensor]:
         """The constants that the layer's nodes read, without those inside bodies."""
@@ -193,11 +194,21 @@ class Network:
     captures: list[Tensor] = field(default_factory=list)
     output_names: tuple[str, ...] = ()
 
+    @cached_property
+    def entry(self) -> Layer:
+        """A layer without nodes whose outputs are what a body is given, for observers."""
+        return Layer("Input", [], list(self.inputs))
+
     def walk(self) -> Iterator[tuple[Network, Layer]]:
-        """Every layer in the order of completion: those of bodies before the layer they are in."""
+        """Every layer in the order of completion: those of bodies before the layer they are in.
+
+        A body that has inputs begins with its `entry`.
+        """
         for layer in self.layers:
             for node in layer.nodes:
                 for body in node.bodies.values():
+                    if body.inputs:
+                        yield body, body.entry
                     yield from body.walk()
             yield self, layer
 

@@ -54,13 +54,13 @@ class NativeOracle(LayerOracle):
     def frontier(self, wanted: str, available: Collection[str]) -> tuple[str, ...]:
         """The nearest available tensors that `wanted` is computed from; see `LayerOracle`."""
         target = self._find(wanted)
-        stop = {self._find(name): name for name in available if name in self._tensors}
         found: dict[str, None] = {}
         stack, seen = [target], {target}
         while stack:
             tensor = stack.pop()
-            if tensor is not target and tensor in stop:
-                found[stop[tensor]] = None
+            name = tensor.value_of.tensor if tensor.value_of is not None else tensor.name
+            if tensor is not target and name in available:
+                found[name] = None
                 continue
             layer = self._producers.get(tensor)
             if layer is None:

@@ -49,8 +49,9 @@ class Step:
 class Program:
     """The steps of one network; `run` takes its inputs followed by its captures."""
 
-    def __init__(self, network: Network, mode: Mode) -> None:
+    def __init__(self, network: Network, mode: Mode, *, body: bool = False) -> None:
         self.network, self.mode = network, mode
+        self._entry = network.entry if body and network.inputs else None
         self._slots: dict[Tensor, int] = {}
         self._base: list[Any] = []
         inputs = [*network.inputs, *network.captures]
@@ -116,6 +117,8 @@ class Program:
         """
         slots = self._base.copy()
         slots[: self._n_inputs] = inputs
+        if watch is not None and self._entry is not None:
+            watch(self._entry, inputs[: len(self.network.inputs)])
         ndarray = np.ndarray
         for step in self._steps:
             arguments = [slots[i] for i in step.sources]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class NativeRunner(Observable):
     """
 
     name = "native"
+    keeps_taps = True
 
     def __init__(
         self,
@@ -92,9 +94,34 @@ class NativeRunner(Observable):
         try:
             if observe is None:
                 return self.context.infer(feeds)
-            return self.context.infer(feeds, _observer(observe))
+            return self.context.infer(feeds, self._observer(observe))
         finally:
             self._seconds = time.perf_counter() - start
+
+    def _observer(self, observe: Observer) -> Any:
+        """What the context calls for every stored tensor: `observe` for those that are taps."""
+        known = self._known_taps
+
+        def each(_: Layer, tensor: Tensor, value: Any) -> None:
+            tap = known.get(tensor)
+            if tap is None:
+                return
+            if isinstance(value, np.ndarray) and tensor.dtype is not None:
+                wide = self.engine.mode.wide and value.dtype == np.float64
+                value = value if wide else unload(value, tensor.dtype)
+            observe(tap, value)
+
+        return each
+
+    @cached_property
+    def _known_taps(self) -> dict[Tensor, Tap]:
+        top = self.engine.network
+        return {
+            tensor: tap
+            for network, layer in top.walk()
+            for tensor in layer.outputs
+            if (tap := _tap(layer, tensor, network is not top)) is not None
+        }
 
     def last_inference_time(self) -> float:
         """Seconds that the last `infer` took."""
@@ -102,12 +129,7 @@ class NativeRunner(Observable):
 
     def taps(self) -> tuple[Tap, ...]:
         """Every stored tensor that equals an ONNX tensor, in execution order."""
-        return tuple(
-            tap
-            for _, layer in self.engine.network.walk()
-            for tensor in layer.outputs
-            if (tap := _tap(layer, tensor)) is not None
-        )
+        return tuple(self._known_taps.values())
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -128,24 +150,8 @@ def _spec(tensor: Tensor) -> TensorSpec:
     return TensorSpec(name, tensor.dtype, tensor.shape, tensor.container)
 
 
-def _tap(layer: Layer, tensor: Tensor) -> Tap | None:
+def _tap(layer: Layer, tensor: Tensor, body: bool) -> Tap | None:
     if tensor.value_of is None or any(kind != "cast" for kind, _ in tensor.value_of.map):
         return None
-    spec = _spec(tensor)
-    return Tap(tensor.value_of.tensor, layer.name, layer.origin, spec, layer.precision)
-
-
-def _observer(observe: Observer) -> Any:
-    known: dict[Tensor, Tap | None] = {}
-
-    def each(layer: Layer, tensor: Tensor, value: Any) -> None:
-        if tensor not in known:
-            known[tensor] = _tap(layer, tensor)
-        tap = known[tensor]
-        if tap is None:
-            return
-        if isinstance(value, np.ndarray) and tensor.dtype is not None and value.dtype != np.float64:
-            value = unload(value, tensor.dtype)
-        observe(tap, value)
-
-    return each
+    name, spec = tensor.value_of.tensor, _spec(tensor)
+    return Tap(name, layer.name, layer.origin, spec, layer.precision, body)
