@@ -92,7 +92,7 @@ class _Folder:
     def is_candidate(self, node: Node) -> bool:
         if node.bodies or node.op == "Constant":
             return False
-        if node.op == "Identity" and not node.output.is_output:
+        if node.op == "Identity" and not any(v.is_output for v in node.outputs if v):
             return False  # goes without a copy
         return all(v is None or v in self.known or v.constant is not None for v in node.inputs)
 

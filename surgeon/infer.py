@@ -51,7 +51,6 @@ def _assign_bodies(node: Node, proto: onnx.NodeProto) -> None:
 
 
 def _assign_body(body: Graph, proto: onnx.GraphProto) -> None:
-    # What a body declares of its inputs is ignored by runtimes where the outside decides it.
     for value, info in zip(body.inputs, proto.input, strict=True):
         value.type = read_type(info.type) or value.type
     _assign(body, proto)

@@ -31,7 +31,7 @@ def remove_noops(workspace: Workspace, report: Report) -> None:
     for graph in workspace.graphs:
         for node in graph.nodes:
             for apply in _RULES.get(node.op, ()) if not node.domain else ():
-                if node.graph is None:
+                if node.graph is None or node.outputs[0] is None:
                     break
                 found = apply(node)
                 if isinstance(found, str):

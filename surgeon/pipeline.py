@@ -10,9 +10,10 @@ from polytool.surgeon.dead import remove_dead
 from polytool.surgeon.fold import DEFAULT_LIMIT, fold_constants
 from polytool.surgeon.graph import Workspace
 from polytool.surgeon.infer import infer
+from polytool.surgeon.names import rename_duplicates
 from polytool.surgeon.noops import remove_noops
 from polytool.surgeon.report import Report
-from polytool.surgeon.shapes import fold_static_shapes
+from polytool.surgeon.shapes import fold_shapes
 
 _MOST_ROUNDS = 10
 
@@ -64,7 +65,7 @@ def simplify_workspace(
         before = report.total
         if fold:
             inline_decided_branches(workspace, report)
-            fold_static_shapes(workspace, report)
+            fold_shapes(workspace, report)
             workspace.sort()
             fold_constants(workspace, report, limit=fold_limit)
         remove_noops(workspace, report)
@@ -75,3 +76,4 @@ def simplify_workspace(
         inferred_at = before
         if report.total == before:
             break
+    rename_duplicates(workspace, report)

@@ -49,7 +49,9 @@ def _copy(source: Any, target: Any, but: Collection[str]) -> None:
 def _write_graph(graph: Graph, proto: onnx.GraphProto, bare: bool) -> None:
     written = {"node", "initializer", "sparse_initializer", "input", "output", "value_info"}
     _copy(graph.proto, proto, {*written, "quantization_annotation"})
-    proto.input.extend(_info(value, graph.infos[value]) for value in graph.inputs)
+    for value in graph.inputs:
+        renamed = _renamed(graph.infos[value], value.name)
+        proto.input.append(_without_shape(renamed) if bare and graph.is_body else renamed)
     for value, info in zip(graph.outputs, graph.output_infos, strict=True):
         proto.output.append(ValueInfoProto(name=value.name) if bare else _output_info(value, info))
     for value in graph.constants:
@@ -98,6 +100,24 @@ def _named(tensor: TensorProto, name: str) -> TensorProto:
     copy = TensorProto()
     copy.CopyFrom(tensor)
     copy.name = name
+    return copy
+
+
+def _renamed(info: ValueInfoProto, name: str) -> ValueInfoProto:
+    if info.name == name:
+        return info
+    copy = ValueInfoProto()
+    copy.CopyFrom(info)
+    copy.name = name
+    return copy
+
+
+def _without_shape(info: ValueInfoProto) -> ValueInfoProto:
+    """A body's input may change its shape from iteration to iteration, whatever it declares."""
+    copy = ValueInfoProto()
+    copy.CopyFrom(info)
+    if copy.type.HasField("tensor_type"):
+        copy.type.tensor_type.ClearField("shape")
     return copy
 
 

@@ -63,7 +63,7 @@ def random_feeds(inputs: Any, seed: int = 0) -> Feeds:
             feeds[spec.name] = rng.integers(0, 2, shape).astype(bool)
         else:
             dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
-            values = rng.standard_normal(shape) * 3
+            values = np.asarray(rng.standard_normal(shape) * 3)
             feeds[spec.name] = (
                 values.astype(dtype) if "uint" not in dtype else np.abs(values).astype(dtype)
             )
