@@ -77,7 +77,8 @@ class Tap:
             Empty for what a body of If, Loop or Scan is given: seen, but computed elsewhere.
         spec: dtype and shape as the runner stores it.
         precision: the grid of the layer's operands: `fp32`, `tf32`, `fp16`, `bf16`, `fp64`.
-        body: inside an If, Loop or Scan: seen once an iteration, or not at all.
+        depth: how many If, Loop or Scan it lies in; above 0 it is seen once an iteration, or not
+            at all.
     """
 
     tensor: str
@@ -85,7 +86,7 @@ class Tap:
     nodes: tuple[str, ...]
     spec: TensorSpec
     precision: str = "fp32"
-    body: bool = False
+    depth: int = 0
 
 
 Observer = Callable[[Tap, Any], None]

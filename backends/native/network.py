@@ -32,6 +32,13 @@ class ValueOf:
     tensor: str
     map: tuple[tuple[str, Any], ...] = ()
 
+    def suffixes(self) -> Iterator[str]:
+        """The name with less and less of its path."""
+        name = self.tensor
+        while "/" in name:
+            name = name.split("/", 1)[1]
+            yield name
+
 
 class Constant:
     """A value known at build time, read when first needed.
@@ -199,8 +206,10 @@ class Network:
         """A layer without nodes whose outputs are what a body is given, for observers."""
         return Layer("Input", [], list(self.inputs))
 
-    def walk(self) -> Iterator[tuple[Network, Layer]]:
+    def walk(self, depth: int = 0) -> Iterator[tuple[int, Layer]]:
         """Every layer in the order of completion: those of bodies before the layer they are in.
+
+        Each comes with its depth: 0 here, 1 in the bodies of this network's layers ...
 
         A body that has inputs begins with its `entry`.
         """
@@ -208,9 +217,9 @@ class Network:
             for node in layer.nodes:
                 for body in node.bodies.values():
                     if body.inputs:
-                        yield body, body.entry
-                    yield from body.walk()
-            yield self, layer
+                        yield depth + 1, body.entry
+                    yield from body.walk(depth + 1)
+            yield depth, layer
 
     def bodies(self) -> Iterator[Network]:
         """The networks nested in this one, at every depth."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from polytool.backends.base import Feeds, LayerOracle, Outputs
-from polytool.backends.native.network import Layer, Network, Tensor
+from polytool.backends.native.network import Layer, Network, Node, Tensor, ValueOf
 from polytool.backends.native.numerics import load as to_stored
 from polytool.backends.native.parser import parse
 from polytool.backends.native.program import Program
@@ -31,9 +31,12 @@ class NativeOracle(LayerOracle):
     def __init__(self, model: Any) -> None:
         self.network = parse(load(model))
         self._tensors: dict[str, Tensor] = {}
+        self._below: dict[str, list[Tensor]] = {}
         self._producers: dict[Tensor, Layer] = {}
         for network in (self.network, *self.network.bodies()):
             self._index(network)
+            for layer in network.layers:
+                self._carry(layer.nodes[0])
         self._programs: dict[tuple[frozenset[str], tuple[str, ...]], Program] = {}
 
     def _index(self, network: Network) -> None:
@@ -46,10 +49,26 @@ class NativeOracle(LayerOracle):
             for tensor in layer.constants():
                 self._name(tensor)
 
+    def _carry(self, node: Node) -> None:
+        """What a Loop carries along unchanged is known in its body without watching the body."""
+        if node.op != "Loop":
+            return
+        body = node.bodies["body"]
+        pairs = zip(node.inputs[2:], body.inputs[2:], body.outputs[1:], strict=False)
+        for outer, inside, after in pairs:
+            last = self._producers.get(after)
+            kept = last.nodes[0].inputs[0] if last and last.nodes[0].op == "Identity" else after
+            if outer is not None and kept is inside:
+                copy = Node("Identity", "", 16, [outer], [inside])
+                self._producers[inside] = Layer.single(copy)
+
     def _name(self, tensor: Tensor) -> None:
         self._tensors.setdefault(tensor.name, tensor)
-        if tensor.value_of is not None:
-            self._tensors.setdefault(tensor.value_of.tensor, tensor)
+        if tensor.value_of is None:
+            return
+        self._tensors.setdefault(tensor.value_of.tensor, tensor)
+        for suffix in tensor.value_of.suffixes():
+            self._below.setdefault(suffix, []).append(tensor)
 
     def frontier(self, wanted: str, available: Collection[str]) -> tuple[str, ...]:
         """The nearest available tensors that `wanted` is computed from; see `LayerOracle`."""
@@ -103,9 +122,13 @@ class NativeOracle(LayerOracle):
         return self._programs[key]
 
     def _find(self, name: str) -> Tensor:
-        if name not in self._tensors:
-            raise UsageError(f"the model has no tensor {name!r}")
-        return self._tensors[name]
+        """The tensor of that name; where a body was inlined, the one of that name below a path."""
+        if name in self._tensors:
+            return self._tensors[name]
+        for suffix in ValueOf(name).suffixes():
+            if len(self._below.get(suffix, ())) == 1:
+                return self._below[suffix][0]
+        raise UsageError(f"the model has no tensor {name!r}")
 
     def _slice(self, inputs: set[Tensor], wanted: list[Tensor]) -> list[Layer]:
         order: list[Layer] = []

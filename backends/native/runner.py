@@ -115,13 +115,14 @@ class NativeRunner(Observable):
 
     @cached_property
     def _known_taps(self) -> dict[Tensor, Tap]:
-        top = self.engine.network
-        return {
-            tensor: tap
-            for network, layer in top.walk()
-            for tensor in layer.outputs
-            if (tap := _tap(layer, tensor, network is not top)) is not None
-        }
+        """Where each ONNX tensor is stored first; a cast of it that follows is no second tap."""
+        found: dict[str, tuple[Tensor, Tap]] = {}
+        for depth, layer in self.engine.network.walk():
+            for tensor in layer.outputs:
+                tap = _tap(layer, tensor, depth)
+                if tap is not None:
+                    found.setdefault(tap.tensor, (tensor, tap))
+        return dict(found.values())
 
     def last_inference_time(self) -> float:
         """Seconds that the last `infer` took."""
@@ -150,8 +151,8 @@ def _spec(tensor: Tensor) -> TensorSpec:
     return TensorSpec(name, tensor.dtype, tensor.shape, tensor.container)
 
 
-def _tap(layer: Layer, tensor: Tensor, body: bool) -> Tap | None:
+def _tap(layer: Layer, tensor: Tensor, depth: int) -> Tap | None:
     if tensor.value_of is None or any(kind != "cast" for kind, _ in tensor.value_of.map):
         return None
     name, spec = tensor.value_of.tensor, _spec(tensor)
-    return Tap(name, layer.name, layer.origin, spec, layer.precision, body)
+    return Tap(name, layer.name, layer.origin, spec, layer.precision, depth)

@@ -1,0 +1,235 @@
+"""One stored tensor of one run, judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from polytool.backends.base import LayerOracle, Tap
+from polytool.comparators import budget as budgets
+from polytool.comparators.findings import EXPECTED, Finding, Range
+from polytool.comparators.reasons import value_range, why, why_not_finite
+from polytool.comparators.slices import Slice
+from polytool.tensors import DType
+
+Array = np.ndarray[Any, Any]
+
+_NOISE = 2.0**-20
+_NO_RANGE = Range(0.0, None, 0.0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one look at one tensor found; see `Finding` for the fields.
+
+    Attributes:
+        exact: the reference's value, and
+        own_delta: what the layer alone added to it; kept for broken and suspicious layers.
+    """
+
+    own: float | None
+    total: float | None
+    inherited: float | None
+    budget: float
+    excess: float | None
+    condition: float
+    verdict: str
+    reason: str
+    iteration: str
+    range: Range = _NO_RANGE
+    flips: int = 0
+    exact: Array | None = None
+    own_delta: Array | None = None
+
+    def worse_than(self, other: Judgement) -> bool:
+        """Whether this look is the one to report."""
+        return _size(self.excess) > _size(other.excess)
+
+    def finding(self, tap: Tap, position: int, mean: float | None, holds_bodies: bool) -> Finding:
+        """The row of the layer."""
+        verdict, reason = self.verdict, self.reason
+        if holds_bodies and verdict != EXPECTED:
+            verdict, reason = EXPECTED, "computed in bodies, whose layers are judged one by one"
+        return Finding(
+            layer=tap.layer,
+            nodes=tap.nodes,
+            tensors=(tap.tensor,),
+            own_error=self.own,
+            total_error=self.total,
+            inherited_error=self.inherited,
+            budget=self.budget,
+            excess=self.excess,
+            condition=self.condition,
+            verdict=verdict,
+            reason=reason,
+            iteration=self.iteration,
+            position=position,
+            dtype=tap.spec.dtype.label if tap.spec.dtype is not None else "?",
+            precision=tap.precision,
+            range=self.range,
+            mean_own_error=mean,
+            flips=self.flips,
+        )
+
+
+def _size(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
+def relative_l2(value: Any, reference: Any) -> float | None:
+    """||value - reference|| / ||reference|| in float64; None when they are not finite alike.
+
+    Elements that are NaN, or the same infinity, on both sides are left out. An all-zero reference
+    gives 0 or infinity.
+    """
+    a, r = np.asarray(value), np.asarray(reference)
+    if a.shape != r.shape or a.dtype == object or r.dtype == object:
+        return None
+    a, r = a.astype(np.float64), r.astype(np.float64)
+    both = np.isfinite(a) & np.isfinite(r)
+    if not both.all():
+        other = ~both
+        if not np.array_equal(a[other], r[other], equal_nan=True):
+            return None
+        a, r = a[both], r[both]
+    scale = float(np.linalg.norm(r))
+    error = float(np.linalg.norm(a - r))
+    return error / scale if scale else (math.inf if error else 0.0)
+
+
+def judge(
+    oracle: LayerOracle,
+    slice_: Slice,
+    tap: Tap,
+    value: Any,
+    given: Mapping[str, Any],
+    exact: Any,
+    rng: np.random.Generator,
+    where: str,
+) -> Judgement:
+    """Compare `value`, which the engine stored, with the oracle on the engine's inputs.
+
+    Args:
+        given: the engine's values of the slice's inputs.
+        exact: the reference's value of the tensor, None when there is none.
+        rng: makes the noise that the condition is measured with.
+        where: the sample, for the report.
+    """
+    alone = oracle.evaluate(given, [tap.tensor])[tap.tensor]
+    if not _comparable(value, alone):
+        return _uncomparable(value, alone, where)
+    if DType.of(value).is_float:
+        return _judge_floats(oracle, slice_, tap, value, given, alone, exact, rng, where)
+    return _judge_discrete(value, alone, exact, where)
+
+
+def _comparable(value: Any, alone: Any) -> bool:
+    arrays = isinstance(value, np.ndarray) and isinstance(alone, np.ndarray)
+    return arrays and value.shape == alone.shape and value.dtype != object
+
+
+def _uncomparable(value: Any, alone: Any, where: str) -> Judgement:
+    """Sequences, strings and shapes: equal or not."""
+    shapes = np.shape(value), np.shape(alone)
+    if isinstance(value, np.ndarray) and isinstance(alone, np.ndarray) and shapes[0] != shapes[1]:
+        reason = f"the shape is {list(shapes[0])}, the model's is {list(shapes[1])}"
+        return Judgement(None, None, None, 0.0, None, 0.0, "broken", reason, where)
+    same = bool(np.all(np.asarray(value, dtype=object) == np.asarray(alone, dtype=object)))
+    if isinstance(value, list):
+        same = len(value) == len(alone)
+    reason = "equal" if same else "differs from the model's"
+    error = 0.0 if same else None
+    return Judgement(
+        error, None, None, 0.0, error, 0.0, "expected" if same else "broken", reason, where
+    )
+
+
+def _judge_discrete(value: Array, alone: Array, exact: Any, where: str) -> Judgement:
+    """Integers and booleans: what the same inputs must give is exact but for flipped decisions."""
+    flips = int(np.count_nonzero(value != alone))
+    total = relative_l2(value, exact) if exact is not None else None
+    turned = int(np.count_nonzero(value != exact)) if _comparable(value, exact) else 0
+    if not flips:
+        reason = "exact"
+        if turned:
+            reason = f"exact on its inputs; decides {turned} of {value.size} differently upstream"
+        return Judgement(0.0, total, total, 0.0, 0.0, 0.0, EXPECTED, reason, where, flips=turned)
+    share = flips / value.size
+    steps = np.abs(value.astype(np.float64) - alone.astype(np.float64)).max(initial=0.0)
+    if value.dtype != np.bool_ and steps <= 1 and share <= 0.01:
+        reason = f"{flips} of {value.size} values off by one step: rounding ties"
+        return Judgement(share, total, total, 0.01, 1.0, 1.0, EXPECTED, reason, where, flips=flips)
+    reason = f"a discrete decision flipped in {flips} of {value.size} values, by up to {steps:.4g}"
+    excess = 4.0 * share / 0.01
+    return Judgement(
+        share, total, None, 0.01, excess, 1.0, budgets.verdict(excess), reason, where, flips=flips
+    )
+
+
+def _judge_floats(
+    oracle: LayerOracle,
+    slice_: Slice,
+    tap: Tap,
+    value: Array,
+    given: Mapping[str, Any],
+    alone: Array,
+    exact: Any,
+    rng: np.random.Generator,
+    where: str,
+) -> Judgement:
+    own = relative_l2(value, alone)
+    total = relative_l2(value, exact) if exact is not None else None
+    inherited = relative_l2(alone, exact) if exact is not None else None
+    dtype = tap.spec.dtype
+    engine, right = value.astype(np.float64), np.asarray(alone, np.float64)
+    values = value_range(engine, right, dtype)
+    if own is None:
+        reason = why_not_finite(engine, right, values, dtype)
+        return Judgement(None, total, inherited, 0.0, None, 0.0, "broken", reason, where, values)
+    condition = _condition(oracle, tap.tensor, given, right, rng) if own else 1.0
+    allowed = budgets.budget(dtype, tap.precision, condition)
+    excess = own / allowed if allowed else (math.inf if own else 0.0)
+    verdict = budgets.verdict(excess)
+    both = np.isfinite(engine) & np.isfinite(right)
+    if not both.all():
+        engine, right = np.where(both, engine, 0.0), np.where(both, right, 0.0)
+    reason = why(engine, right, values, dtype, condition, excess, slice_.operators)
+    found = Judgement(
+        own, total, inherited, allowed, excess, condition, verdict, reason, where, values
+    )
+    if verdict == EXPECTED or exact is None:
+        return found
+    return dataclasses.replace(found, exact=np.asarray(exact), own_delta=engine - right)
+
+
+def _condition(
+    oracle: LayerOracle,
+    tensor: str,
+    given: Mapping[str, Any],
+    alone: Array,
+    rng: np.random.Generator,
+) -> float:
+    """How much relative noise on every input element is amplified, in relative L2.
+
+    Never below what noise on the weights would do: that has the same size where the layer is a
+    sum of products.
+    """
+    noisy = {name: _noisy(value, rng) for name, value in given.items()}
+    moved = relative_l2(oracle.evaluate(noisy, [tensor])[tensor], alone)
+    if moved is None or not math.isfinite(moved):
+        return 1.0
+    return max(1.0, moved / _NOISE)
+
+
+def _noisy(value: Any, rng: np.random.Generator) -> Any:
+    if not isinstance(value, np.ndarray) or value.dtype == object:
+        return value
+    if not DType.of(value).is_float or value.dtype.itemsize < 2:
+        return value
+    wide = value.astype(np.float64)
+    return wide * (1.0 + _NOISE * rng.choice((-1.0, 1.0), wide.shape))

@@ -1,0 +1,230 @@
+"""Which layer loses precision: every layer judged on its own, in one run.
+
+An Observable runner is watched. Each tensor that it stores is compared three ways, with a layer
+oracle that evaluates the same slice of the original model:
+
+* own: against the oracle fed with the *engine's* inputs of the slice: what this layer alone did;
+* total: against the reference, which carries on from the reference's own values;
+* inherited: the oracle fed with the engine's inputs against the reference.
+
+The slice of a tensor reaches back to the nearest tensors that were seen before it. Values are
+dropped when no later slice needs them, so memory is that of the two runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from polytool.backends.base import Feeds, LayerOracle, Observable, Tap
+from polytool.comparators.findings import BROKEN, EXPECTED, SUSPICIOUS, Finding, Location
+from polytool.comparators.judge import Judgement, judge, relative_l2
+from polytool.comparators.slices import Slice, plan_slices
+from polytool.errors import UsageError
+
+Progress = Callable[[str], None]
+_CONTRIBUTIONS = 3
+
+
+def locate(
+    runner: Observable,
+    oracle: LayerOracle,
+    feeds: Iterable[Feeds],
+    *,
+    reference: Mapping[str, Any] | None = None,
+    contributions: int = _CONTRIBUTIONS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Location:
+    """Judge every layer of `runner` against `oracle`.
+
+    Args:
+        runner: what is suspected; it is activated here.
+        oracle: evaluates slices of the original model; also the reference for total errors.
+        feeds: one mapping a sample; every layer is judged by its worst sample.
+        reference: output name to array, to compare the outputs with in place of the oracle's.
+        contributions: for how many of the worst layers to measure what they do to the outputs.
+        seed: of the noise that conditions are measured with.
+        progress: called with a line of text now and then.
+
+    Raises:
+        UsageError: there is no sample, or the runner shows no tensor.
+    """
+    with runner:
+        walk = _Walk(runner, oracle, seed)
+        for number, feed in enumerate(feeds):
+            if progress is not None:
+                progress(f"sample {number}")
+            walk.sample(number, dict(feed))
+        if not walk.samples:
+            raise UsageError("locate needs at least one sample of inputs")
+        findings = walk.findings()
+        measured = _with_contributions(walk, oracle, findings, contributions)
+        outputs = walk.output_errors(reference)
+    return Location(
+        _verdict(walk, measured), tuple(measured), outputs, walk.not_checked(), runner.settings
+    )
+
+
+def _verdict(walk: _Walk, findings: Sequence[Finding]) -> str:
+    if walk.moved:
+        return "race"
+    found = {f.verdict for f in findings}
+    return next((v for v in (BROKEN, SUSPICIOUS) if v in found), EXPECTED)
+
+
+class _Walk:
+    """The samples, one after the other; keeps the worst judgement of every tap."""
+
+    def __init__(self, runner: Observable, oracle: LayerOracle, seed: int) -> None:
+        self.runner, self.oracle, self.seed = runner, oracle, seed
+        self.inputs = [spec.name for spec in runner.inputs]
+        self.taps = runner.taps()
+        if not self.taps:
+            raise UsageError(f"{runner.name} shows no tensor to compare")
+        self.slices, self.skipped = plan_slices(self.taps, self.inputs, oracle)
+        self.index = {tap.tensor: i for i, tap in enumerate(self.taps)}
+        self.worst: dict[int, Judgement] = {}
+        self.sums: dict[int, tuple[float, int]] = {}
+        self.samples: list[Feeds] = []
+        self.moved: list[str] = []
+        self.errors: dict[str, float | None] = {}
+        self.outputs: list[dict[str, Any]] = []
+
+    def sample(self, number: int, feed: Feeds) -> None:
+        """Run once unobserved and once observed, judging every tap as it comes."""
+        self.samples.append(feed)
+        plain = self.runner.infer(feed)
+        state = _Sample(self, number, feed)
+        observed = self.runner.infer(feed, observe=state.see)
+        for name, value in plain.items():
+            if not _same_bits(value, observed[name]):
+                self.moved.append(f"output {name!r} of sample {number} changes between runs")
+        self.outputs.append(observed)
+        for name, value in observed.items():
+            if name in state.exact and isinstance(value, np.ndarray):
+                error = relative_l2(value, state.exact[name])
+                self.errors[name] = _worse(self.errors.get(name, 0.0), error)
+
+    def record(self, index: int, judgement: Judgement) -> None:
+        """Keep the worst judgement and the sum of own errors of tap `index`."""
+        kept = self.worst.get(index)
+        if kept is None or judgement.worse_than(kept):
+            self.worst[index] = judgement
+        if judgement.own is not None:
+            total, count = self.sums.get(index, (0.0, 0))
+            self.sums[index] = total + judgement.own, count + 1
+
+    def findings(self) -> list[Finding]:
+        """One row a judged tap, in execution order."""
+        rows = []
+        for index in sorted(self.worst):
+            tap, found = self.taps[index], self.worst[index]
+            total, count = self.sums.get(index, (0.0, 0))
+            mean = total / count if count else None
+            rows.append(found.finding(tap, index, mean, self.slices[index].holds_bodies))
+        return rows
+
+    def output_errors(self, reference: Mapping[str, Any] | None) -> dict[str, float | None]:
+        """Relative L2 of the outputs, worst sample."""
+        if reference is None:
+            return self.errors
+        errors: dict[str, float | None] = {}
+        for name, value in self.outputs[0].items():
+            if name in reference and isinstance(value, np.ndarray):
+                errors[name] = relative_l2(value, np.asarray(reference[name]))
+        return errors
+
+    def not_checked(self) -> tuple[str, ...]:
+        """What was planned and never seen, or could not be compared."""
+        unseen = [
+            f"{tap.tensor}: never computed for these inputs"
+            for i, tap in enumerate(self.taps)
+            if tap.nodes and i in self.slices and i not in self.worst
+        ]
+        return (*self.moved, *self.skipped, *unseen)
+
+
+class _Sample:
+    """The values of one sample that later slices still need."""
+
+    def __init__(self, walk: _Walk, number: int, feed: Feeds) -> None:
+        self.walk, self.number = walk, number
+        self.engine: dict[str, Any] = dict(feed)
+        self.exact: dict[str, Any] = dict(feed)
+        self.seen: dict[int, int] = {}
+        self.outputs = {spec.name for spec in walk.runner.outputs}
+
+    def see(self, tap: Tap, value: Any) -> None:
+        """Called by the runner, in execution order."""
+        walk = self.walk
+        index = walk.index[tap.tensor]
+        if not walk.runner.keeps_taps:
+            value = np.array(value) if isinstance(value, np.ndarray) else value
+        self.engine[tap.tensor] = value
+        slice_ = walk.slices.get(index)
+        if slice_ is None or not tap.nodes:
+            return
+        times = self.seen.get(index, 0)
+        self.seen[index] = times + 1
+        where = f"{self.number}.{times}" if tap.depth else str(self.number)
+        exact = None if tap.depth else self._reference(slice_, tap.tensor)
+        given = {name: self.engine[name] for name in slice_.inputs}
+        rng = np.random.default_rng((walk.seed, index))
+        found = judge(walk.oracle, slice_, tap, value, given, exact, rng, where)
+        walk.record(index, found)
+        if found.flips and not tap.depth:
+            self.exact[tap.tensor] = value  # go on from the engine's decision
+        for name in slice_.done:
+            self.engine.pop(name, None)
+            if name not in self.outputs:
+                self.exact.pop(name, None)
+
+    def _reference(self, slice_: Slice, tensor: str) -> Any:
+        given = {name: self.exact[name] for name in slice_.inputs if name in self.exact}
+        if len(given) < len(slice_.inputs):
+            return None
+        value = self.walk.oracle.evaluate(given, [tensor])[tensor]
+        self.exact[tensor] = value
+        return value
+
+
+def _with_contributions(
+    walk: _Walk, oracle: LayerOracle, findings: list[Finding], count: int
+) -> list[Finding]:
+    """For the worst layers: what their own error, alone, does to the outputs."""
+    worst = sorted(findings, key=lambda f: f.rank)[:count]
+    names = [spec.name for spec in walk.runner.outputs]
+    results = {}
+    for finding in worst:
+        found = walk.worst[finding.position]
+        if finding.verdict == EXPECTED or found.own_delta is None or found.exact is None:
+            continue
+        feed = walk.samples[int(finding.iteration.split(".")[0])]
+        with_error = {**feed, finding.tensors[0]: found.exact + found.own_delta}
+        exact = oracle.evaluate(feed, names)
+        moved = oracle.evaluate(with_error, names)
+        errors = [relative_l2(moved[n], exact[n]) for n in names if _is_float(exact[n])]
+        if errors:
+            results[finding.position] = max(float("inf") if e is None else e for e in errors)
+    return [f.with_contribution(results.get(f.position)) for f in findings]
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+
+
+def _same_bits(a: Any, b: Any) -> bool:
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(_same_bits, a, b))
+    if not isinstance(a, np.ndarray):
+        return a is b or bool(a == b)
+    if a.dtype == object:
+        return bool((a == b).all())
+    return a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def _worse(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else max(a, b)

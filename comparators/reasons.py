@@ -1,0 +1,157 @@
+"""Why a layer is wrong, read off the error itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from polytool.comparators.budget import LIMITS
+from polytool.comparators.findings import Range
+from polytool.tensors import DType
+
+Array = np.ndarray[Any, Any]
+
+_SUBNORMAL_SHARE = 0.1
+_CONDITION = 50.0
+_CONCENTRATED = 0.9
+_FEW = 0.1
+
+
+def value_range(engine: Array, exact: Array, dtype: DType | None) -> Range:
+    """The range of a stored tensor, by what the exact values would need."""
+    finite = exact[np.isfinite(exact)]
+    size = np.abs(finite)
+    absmax = float(size.max(initial=0.0))
+    limit, smallest = LIMITS.get(dtype, (None, 0.0)) if dtype is not None else (None, 0.0)
+    nonzero = size[size > 0]
+    below = float(np.count_nonzero(nonzero < smallest) / nonzero.size) if nonzero.size else 0.0
+    headroom = limit / absmax if limit is not None and absmax > 0 else None
+    return Range(absmax, headroom, below, int(np.isnan(engine).sum()), int(np.isinf(engine).sum()))
+
+
+def why_not_finite(engine: Array, exact: Array, values: Range, dtype: DType | None) -> str:
+    """Why the engine has NaN or Inf where the exact value is finite."""
+    label = dtype.label if dtype is not None else "the stored type"
+    wrong = ~np.isfinite(engine) & np.isfinite(exact)
+    count = f"{int(wrong.sum())} of {engine.size} values"
+    if values.headroom is not None and values.headroom < 1:
+        limit = values.absmax * values.headroom
+        return (
+            f"overflow: the exact values reach {values.absmax:.4g}, {label} ends at {limit:.5g} "
+            f"({count} are not finite)"
+        )
+    if np.isnan(engine[wrong]).any():
+        return (
+            f"NaN in {count} although the exact values are finite (largest {values.absmax:.4g}): "
+            f"an intermediate value overflows, or 0/0 or Inf-Inf inside the layer"
+        )
+    return (
+        f"overflow inside the layer: {count} are Inf although the exact values reach only "
+        f"{values.absmax:.4g}"
+    )
+
+
+def why(
+    engine: Array,
+    exact: Array,
+    values: Range,
+    dtype: DType | None,
+    condition: float,
+    excess: float,
+    operators: tuple[str, ...],
+) -> str:
+    """Why a layer's own error is what it is; the arrays are finite float64 of one shape."""
+    error = engine - exact
+    if excess <= 4:
+        if condition > _CONDITION:
+            return f"cancellation: amplifies the rounding of its inputs {condition:.3g} times"
+        return "rounding, as its type allows"
+    if values.subnormal > _SUBNORMAL_SHARE:
+        label = dtype.label if dtype is not None else "its type"
+        return f"underflow: {values.subnormal:.0%} of the values are below {label}'s normal range"
+    for look in (_misplaced, _scaled, _localised):
+        found = look(engine, exact, error)
+        if found:
+            return found
+    coarse = _coarser_grid(engine, dtype)
+    if coarse:
+        return coarse
+    bits = -np.log2(np.linalg.norm(error) / np.linalg.norm(exact) / 0.41)
+    done = "+".join(operators[:4]) or "the layer"
+    return (
+        f"{done} keeps about {bits:.0f} bits where {_bits(dtype)} are expected: reduced operands "
+        f"or accumulation, or another computation than the model's"
+    )
+
+
+def _bits(dtype: DType | None) -> str:
+    return {DType.FLOAT: "24", DType.FLOAT16: "11", DType.BFLOAT16: "8"}.get(
+        dtype or DType.FLOAT, "its type's"
+    )
+
+
+def _misplaced(engine: Array, exact: Array, error: Array) -> str | None:
+    """The right values in the wrong places."""
+    if engine.size < 8:
+        return None
+    sorted_error = np.linalg.norm(np.sort(engine.ravel()) - np.sort(exact.ravel()))
+    if sorted_error < 0.02 * np.linalg.norm(error):
+        return "the values are right but in the wrong places: a transposed tile, axis or index"
+    return None
+
+
+def _scaled(engine: Array, exact: Array, error: Array) -> str | None:
+    """One factor, or one offset, off."""
+    power = float(np.vdot(exact, exact))
+    factor = float(np.vdot(engine, exact)) / power if power else 1.0
+    if np.linalg.norm(engine - factor * exact) < 0.1 * np.linalg.norm(error):
+        return f"every value is {factor:.6g} times the exact one: a scale is wrong"
+    offset = float(error.mean())
+    if np.linalg.norm(error - offset) < 0.1 * np.linalg.norm(error):
+        return f"every value is off by {offset:.4g}: a bias is wrong"
+    return None
+
+
+def _localised(engine: Array, exact: Array, error: Array) -> str | None:
+    """Nearly all of the error in few slices along one axis, or in few elements."""
+    power = error**2
+    whole = float(power.sum())
+    for axis in range(error.ndim):
+        size = error.shape[axis]
+        if size < 4:
+            continue
+        along = power.sum(axis=tuple(i for i in range(error.ndim) if i != axis))
+        order = np.argsort(along)[::-1]
+        count = int(np.searchsorted(np.cumsum(along[order]), _CONCENTRATED * whole)) + 1
+        if count <= max(1, int(_FEW * size)):
+            shown = ", ".join(map(str, sorted(order[:count])[:4]))
+            more = " ..." if count > 4 else ""
+            return (
+                f"the error lies in {count} of {size} slices along axis {axis} ({shown}{more}): a "
+                f"wrong weight, border or tile there"
+            )
+    flat = np.sort(power.ravel())[::-1]
+    few = max(1, flat.size // 100)
+    if flat.size >= 200 and flat[:few].sum() > _CONCENTRATED * whole:
+        worst = np.unravel_index(int(np.argmax(power)), error.shape)
+        return f"1 % of the elements hold the error, the worst at {list(map(int, worst))}"
+    return None
+
+
+def _coarser_grid(engine: Array, dtype: DType | None) -> str | None:
+    """Values that lie on the grid of a smaller type than the one they are stored in."""
+    if dtype not in (DType.FLOAT, DType.FLOAT16):
+        return None
+    bits = engine.astype(np.float32).view(np.uint32)
+    bits = bits[engine != 0]
+    if bits.size < 16:
+        return None
+    used = int(np.bitwise_or.reduce(bits)) | 1 << 23
+    kept = 24 - (used & -used).bit_length()
+    full = 23 if dtype is DType.FLOAT else 10
+    if kept + 1 < full:
+        names = {10: "float16 or tf32", 7: "bfloat16", 3: "float8 e4m3", 2: "float8 e5m2"}
+        grid = names.get(kept, f"{kept + 1}-bit")
+        return f"every stored value lies on the {grid} grid: the layer rounds to {kept + 1} bits"
+    return None
