@@ -1,0 +1,97 @@
+"""The response of a model: its outputs on the native engine, with and without noise.
+
+Noise is on every float input and weight, but for those that decide shapes or are exponents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from polytool.comparators.response import SEEDS, Response, perturb
+from polytool.model import Model, nodes, tensors
+from polytool.tensors import DType
+
+if TYPE_CHECKING:
+    import onnx
+
+    from polytool.backends.base import Feeds
+
+# Inputs that must stay exact: noise on them would change shapes, or make the square of a negative
+# number undefined.
+_EXACT: Mapping[str, Sequence[int]] = {
+    "Resize": (1, 2),
+    "Upsample": (1,),
+    "Range": (0, 1, 2),
+    "Pow": (1,),
+}
+
+
+def measure_response(model: Model, feeds: Iterable[Feeds], names: Iterable[str]) -> Response:
+    """Run `model` on the native engine in fp32: once as it is, and with noise of three seeds.
+
+    Args:
+        model: the model.
+        feeds: the inputs of each iteration; iterated once for each run.
+        names: the tensors whose response is wanted.
+
+    Raises:
+        PolytoolError: the native engine cannot run it.
+    """
+    from polytool.backends.native.runner import NativeRunner
+
+    wanted = tuple(names)
+
+    def run(source: Model, seed: int | None) -> list[dict[str, Any]]:
+        rng = np.random.default_rng(seed)
+        with NativeRunner(source, device="cpu") as runner:
+            found = []
+            for feed in feeds:
+                if seed is not None:
+                    feed = {name: perturb(value, rng) for name, value in feed.items()}
+                outputs = runner.infer(feed)
+                found.append({name: outputs[name] for name in wanted if name in outputs})
+        return found
+
+    return Response(
+        source=f"native fp32, {SEEDS} seeds of 2^-22 noise",
+        clean=run(model, None),
+        noisy=[run(with_noise(model, seed), seed) for seed in range(SEEDS)],
+    )
+
+
+def with_noise(model: Model, seed: int) -> Model:
+    """A copy of the model whose float weights have relative noise of 2^-22."""
+    import onnx
+
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    noisy = model.derive(proto)
+    rng = np.random.default_rng([seed, 1])
+    exact = _exact_tensors(proto)
+    for tensor in tensors(proto):
+        if tensor.name not in exact and _is_float(tensor):
+            tensor.CopyFrom(noisy.store(perturb(model.array(tensor), rng), tensor.name))
+    return noisy
+
+
+def _is_float(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_type in (DType.FLOAT, DType.DOUBLE, DType.FLOAT16, DType.BFLOAT16)
+
+
+def _exact_tensors(proto: onnx.ModelProto) -> set[str]:
+    """The weights that stay exact; tensors of Constant nodes get the names of their outputs."""
+    every = [*nodes(proto.graph.node), *(n for f in proto.functions for n in nodes(f.node))]
+    for node in every:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    attribute.t.name = node.output[0]
+    return {
+        node.input[index]
+        for node in every
+        for index in _EXACT.get(node.op_type, ())
+        if index < len(node.input)
+    }
