@@ -10,10 +10,12 @@ from polytool.surgeon.dead import remove_dead
 from polytool.surgeon.fold import DEFAULT_LIMIT, fold_constants
 from polytool.surgeon.graph import Workspace
 from polytool.surgeon.infer import infer
+from polytool.surgeon.merges import merge_chains
 from polytool.surgeon.names import rename_duplicates
 from polytool.surgeon.noops import remove_noops
 from polytool.surgeon.report import Report
 from polytool.surgeon.shapes import fold_shapes
+from polytool.surgeon.weights import fold_weights
 
 _MOST_ROUNDS = 10
 
@@ -22,6 +24,7 @@ def simplify(
     source: Source,
     *,
     fold: bool = True,
+    weights: bool = True,
     fold_limit: int = DEFAULT_LIMIT,
     report: Report | None = None,
 ) -> Model:
@@ -30,6 +33,8 @@ def simplify(
     Args:
         source: a model, or what `polytool.model.load` takes.
         fold: compute what depends on constants only.
+        weights: fold arithmetic into the weights of convolutions and matrix products, which
+            changes results by rounding.
         fold_limit: bytes by which one folded node may make the file grow.
         report: receives what was done and what was refused.
 
@@ -40,9 +45,8 @@ def simplify(
         ModelError: the model is broken (a cycle, an undefined tensor).
     """
     workspace = Workspace(load(source))
-    simplify_workspace(
-        workspace, report if report is not None else Report(), fold=fold, fold_limit=fold_limit
-    )
+    report = report if report is not None else Report()
+    simplify_workspace(workspace, report, fold=fold, weights=weights, fold_limit=fold_limit)
     return workspace.to_model()
 
 
@@ -51,6 +55,7 @@ def simplify_workspace(
     report: Report,
     *,
     fold: bool = True,
+    weights: bool = True,
     fold_limit: int = DEFAULT_LIMIT,
     rounds: int = _MOST_ROUNDS,
 ) -> None:
@@ -68,7 +73,10 @@ def simplify_workspace(
             fold_shapes(workspace, report)
             workspace.sort()
             fold_constants(workspace, report, limit=fold_limit)
+        if weights:
+            fold_weights(workspace, report)
         remove_noops(workspace, report)
+        merge_chains(workspace, report)
         merge_constants(workspace, report)
         merge_equal_nodes(workspace, report)
         remove_dead(workspace, report)

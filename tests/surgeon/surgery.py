@@ -84,7 +84,8 @@ def assert_same(a: Any, b: Any, name: str = "") -> None:
     assert a.dtype == b.dtype, name
     assert a.shape == b.shape, name
     if a.dtype.kind == "f":
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=name)
+        largest = np.max(np.abs(a[np.isfinite(a)]), initial=1)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * largest, err_msg=name)
         np.testing.assert_array_equal(np.signbit(a[a == 0]), np.signbit(b[a == 0]), name)
     else:
         np.testing.assert_array_equal(a, b, name)
