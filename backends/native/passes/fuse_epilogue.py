@@ -23,6 +23,8 @@ _ANCHORS = {
     "Gemm": "gemm",
     "MatMul": "gemm",
     "FusedMatMul": "gemm",
+    "ConvInteger": "conv_integer",
+    "MatMulInteger": "gemm_integer",
 }
 _LONGEST = 24
 

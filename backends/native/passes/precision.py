@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
+import ml_dtypes
 import numpy as np
 
 from polytool.backends.native.config import BuilderConfig
@@ -24,6 +25,7 @@ from polytool.tensors import DType
 _KEPT = frozenset(
     {"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Range"}
 )
+_LOOKED_AT = 1 << 16  # elements of a constant up to which the builder reads it
 
 
 def lower_precision(network: Network, config: BuilderConfig) -> PassResult:
@@ -149,6 +151,11 @@ class _Lowering:
         name = tensor.name if dtype is tensor.dtype else f"{tensor.name}:{dtype.label}"
         new = Tensor(name, dtype, current.shape, value_of=value_of, place=current.place)
         if current.constant is not None:
+            if overflows(current.constant, dtype):
+                self.result.notes.append(
+                    f"constant {tensor.name!r} has values beyond {dtype.label}, which become its "
+                    f"largest number"
+                )
             new.constant = _cast_constant(current.constant, dtype)
             return new
         node = Node("Cast", "", 19, [current], [new], {"to": int(dtype)})
@@ -169,7 +176,29 @@ class _Lowering:
 
 def _cast_constant(constant: Constant, dtype: DType) -> Constant:
     def convert() -> np.ndarray:
-        with np.errstate(over="ignore"):
-            return constant.array().astype(dtype.numpy)
+        return saturated(constant.array(), dtype)
 
     return Constant(dtype, constant.shape, convert)
+
+
+def saturated(value: np.ndarray, dtype: DType) -> np.ndarray:
+    """`value` in `dtype`; a finite number beyond its range becomes the largest finite one.
+
+    Exporters write masks as the lowest float32: as an infinity it would turn 0 * mask into NaN.
+    """
+    with np.errstate(over="ignore"):
+        cast = value.astype(dtype.numpy)
+        lost = np.isinf(cast) & np.isfinite(value)
+        if not lost.any():
+            return cast
+        top = ml_dtypes.finfo(dtype.numpy).max
+        return np.where(lost, np.copysign(top, value).astype(dtype.numpy), cast)
+
+
+def overflows(constant: Constant, dtype: DType) -> bool:
+    """Whether a constant small enough to look at has finite values that `dtype` has not."""
+    if constant.size > _LOOKED_AT:
+        return False
+    value = constant.array()
+    limit = float(ml_dtypes.finfo(dtype.numpy).max)
+    return bool((np.abs(value[np.isfinite(value)]) > limit).any())
