@@ -67,31 +67,36 @@ def _temporary(index: int, dtype: np.dtype[Any], like: Array) -> Array:
 
 
 def lower(
-    nodes: Sequence[Node], output: Tensor, mode: Mode, anchor: Tensor | None = None
+    nodes: Sequence[Node],
+    output: Tensor,
+    mode: Mode,
+    anchor: Tensor | None = None,
+    bound: int | None = None,
 ) -> Program | None:
     """The program of pointwise `nodes`; None where some node has no float32 steps.
 
     Args:
         anchor: the tensor whose block already lies in the result's memory when the steps run.
+        bound: for an int32 anchor that is computed in float32: its largest possible magnitude.
     """
     if mode.wide:
         return None
     lowering = Lowering(lambda t: stored_constant(t, mode))
     try:
         if anchor is not None:
-            lowering.anchor(anchor)
+            lowering.anchor(anchor, bound)
         for node in nodes:
             handler = LOWERINGS.get((node.domain, node.op))
             if handler is None or node.bodies or len(node.outputs) != 1:
                 return None
             result = node.outputs[0]
-            if result is None or (kind := stored_as(result)) is None:
+            if result is None:
                 return None
             value = handler(lowering, node)
-            if lowering.dtype(value) != kind:
+            if stored_as(result) != lowering.dtype(value) and not lowering.holds(result, value):
                 return None
             lowering.define(result, value)
-        return _allocate(lowering, lowering.value(output))
+        return _allocate(lowering, lowering.final(output))
     except Refused:
         return None
 

@@ -20,7 +20,7 @@ from polytool.backends.native.tactics.pool import blocks_of, parallel, scratch
 Array = np.ndarray[Any, Any]
 _ALL = slice(None)
 # Multiply-adds below which a second thread costs more than it saves.
-_SMALL = 1 << 20
+_SMALL = 1 << 22
 # Elements of the columns that one block unrolls: about a second-level cache.
 _COLUMNS = 3 << 16
 

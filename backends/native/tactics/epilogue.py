@@ -24,9 +24,18 @@ class Epilogue:
     Attributes:
         bias: (M,) added first, or None.
         axis: where the result's channels are: 1 for (N, M, P), 2 for GEMM's (1, rows, columns).
+        bound: for an int32 product that is computed in float32: its largest magnitude.
     """
 
-    def __init__(self, layer: Layer, mode: Mode, bias: Array | None, *, axis: int = 1) -> None:
+    def __init__(
+        self,
+        layer: Layer,
+        mode: Mode,
+        bias: Array | None,
+        *,
+        axis: int = 1,
+        bound: int | None = None,
+    ) -> None:
         anchor = layer.nodes[0].outputs[0]
         assert anchor is not None
         self.bias = bias
@@ -39,7 +48,7 @@ class Epilogue:
         self._positions: list[int] = []
         inputs = layer.inputs
         if len(layer.nodes) > 1:
-            program = lower(layer.nodes[1:], layer.outputs[0], mode, anchor)
+            program = lower(layer.nodes[1:], layer.outputs[0], mode, anchor, bound)
             if program is not None and _fits(program, anchor):
                 self._program = program
                 self._positions = [inputs.index(t) for t in program.operands]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from polytool.backends.native.network import Layer
+from polytool.backends.native.network import Layer, Node
 from polytool.backends.native.ops.windows import Windows, windows
 from polytool.backends.native.tactics.base import Launch, Mode, Tactic
 from polytool.backends.native.tactics.conv_plans import (
@@ -48,14 +48,8 @@ class Conv(Tactic):
         x, w, *rest = node.inputs
         assert x is not None and w is not None
         bias = stored_constant(rest[0], mode) if rest and rest[0] is not None else None
-        convolution = Convolution(
-            np.ascontiguousarray(stored_constant(w, mode)),
-            tuple(node.attrs.get("strides") or ()),
-            tuple(node.attrs.get("dilations") or ()),
-            tuple(node.attrs.get("pads") or ()),
-            node.attrs.get("auto_pad", "NOTSET"),
-            int(node.attrs.get("group", 1)),
-        )
+        filters = np.ascontiguousarray(stored_constant(w, mode))
+        convolution = Convolution.of(node, filters)
         epilogue = Epilogue(layer, mode, bias)
         source = layer.inputs.index(x)
         fallback = Generic().compile(layer, mode)
@@ -87,6 +81,19 @@ class Convolution:
     pads: tuple[int, ...]
     auto_pad: str
     group: int
+
+    @classmethod
+    def of(cls, node: Node, filters: Array) -> Convolution:
+        """The convolution of `node` with `filters`."""
+        attrs = node.attrs
+        return cls(
+            filters,
+            tuple(attrs.get("strides") or ()),
+            tuple(attrs.get("dilations") or ()),
+            tuple(attrs.get("pads") or ()),
+            attrs.get("auto_pad", "NOTSET"),
+            int(attrs.get("group", 1)),
+        )
 
     def plan(
         self, shape: tuple[int, ...]

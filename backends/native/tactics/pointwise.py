@@ -24,6 +24,8 @@ from polytool.backends.native.network import Node, Tensor
 from polytool.backends.native.ops.special import erf, gelu
 from polytool.tensors import DType
 
+EXACT = 1 << 24
+"""Below it float32 holds every integer, and adds them exactly."""
 FLOAT, BOOL = np.dtype(np.float32), np.dtype(np.bool_)
 _FLOATS = (DType.FLOAT, DType.FLOAT16, DType.BFLOAT16)
 Value = int
@@ -51,6 +53,7 @@ class Lowering:
 
     Attributes:
         rank: the largest rank of a constant; one of a single element can still add axes.
+        bounds: the values that stand for int32, with the largest magnitude they can have.
     """
 
     def __init__(self, constant: Callable[[Tensor], Any]) -> None:
@@ -64,10 +67,32 @@ class Lowering:
         self._scalars: dict[tuple[type, Any], Value] = {}
         self.anchored: Value | None = None
         self.rank = 0
+        self.bounds: dict[Value, int] = {}
 
-    def anchor(self, tensor: Tensor) -> None:
-        """`tensor` lies in the result's memory from the start."""
-        self.anchored = self._values[tensor] = self._new(_kind(tensor))
+    def anchor(self, tensor: Tensor, bound: int | None = None) -> None:
+        """`tensor` lies in the result's memory from the start.
+
+        Args:
+            bound: for an int32 tensor that is kept as float32: the largest magnitude it can have.
+        """
+        if bound is None:
+            self.anchored = self._values[tensor] = self._new(_kind(tensor))
+        else:
+            self.anchored = self._values[tensor] = self._new(FLOAT)
+            self.bounds[self.anchored] = bound
+
+    def integer(self, tensor: Tensor | None) -> Value:
+        """An int32 input as whole float32 numbers: one derived from the anchor, or a constant."""
+        if tensor is None:
+            raise Refused
+        if tensor not in self._values:
+            if tensor.constant is None or tensor.dtype is not DType.INT32:
+                raise Refused
+            array = self._constant(tensor)
+            value = self.constant(np.asarray(array, np.float32))
+            self._values[tensor] = value
+            self.bounds[value] = int(np.abs(array.astype(np.int64)).max(initial=0))
+        return self._values[tensor]
 
     def define(self, tensor: Tensor, value: Value) -> None:
         """`value` is what `tensor` holds."""
@@ -77,13 +102,23 @@ class Lowering:
         """The value of a node's input: computed before, an operand, or a constant."""
         if tensor is None:
             raise Refused
+        _kind(tensor)
         if tensor not in self._values:
             if tensor.constant is not None:
-                _kind(tensor)
                 self._values[tensor] = self.constant(self._constant(tensor))
             else:
                 self._values[tensor] = self.operands[tensor] = self._new(_kind(tensor))
         return self._values[tensor]
+
+    def holds(self, tensor: Tensor, value: Value) -> bool:
+        """Whether `value` stands for the int32 `tensor`."""
+        return tensor.dtype is DType.INT32 and value in self.bounds
+
+    def final(self, tensor: Tensor) -> Value:
+        """The value of the chain's result; an int32 one must be exact."""
+        if tensor.dtype is DType.INT32 and self.bounds[self.integer(tensor)] >= EXACT:
+            raise Refused
+        return self._values[tensor] if tensor.dtype is DType.INT32 else self.value(tensor)
 
     def constant(self, value: Any) -> Value:
         """A scalar or an array as a value."""
@@ -137,7 +172,7 @@ class Lowering:
 
     def as_step(self, value: Value) -> Value:
         """A value that some step computes: operands and constants are copied."""
-        if any(s.result == value for s in self._steps):
+        if value == self.anchored or any(s.result == value for s in self._steps):
             return value
         return self.emit(_copy, value, dtype=self.dtype(value))
 
@@ -221,7 +256,6 @@ _table(
         "Sin": np.sin,
         "Sqrt": np.sqrt,
         "Tanh": np.tanh,
-        "Add": np.add,
         "Sub": np.subtract,
         "Div": np.divide,
     },
@@ -241,6 +275,19 @@ _table(
     FLOAT,
 )
 _table("", {"And": np.logical_and, "Or": np.logical_or, "Not": np.logical_not}, BOOL, BOOL)
+
+
+@lowering("Add")
+def _add(b: Lowering, node: Node) -> Value:
+    if not any(t is not None and t.dtype is DType.INT32 for t in node.inputs):
+        return b.emit(np.add, *_floats(b, node))
+    x, y = (b.integer(t) for t in node.inputs)
+    bound = b.bounds[x] + b.bounds[y]
+    if bound >= EXACT:
+        raise Refused
+    result = b.emit(np.add, x, y)
+    b.bounds[result] = bound
+    return result
 
 
 @lowering("Mul")
@@ -306,7 +353,7 @@ def _hard_swish(b: Lowering, node: Node) -> Value:
 @lowering("LeakyRelu")
 def _leaky_relu(b: Lowering, node: Node) -> Value:
     (x,) = _floats(b, node)
-    alpha = float(node.attrs.get("alpha", 0.01))
+    alpha = float(node.attrs.get("alpha", 0.009999999776482582))
     if not 0.0 <= alpha <= 1.0:
         raise Refused
     return b.emit(_maximum, x, b.emit(np.multiply, x, alpha))
@@ -422,6 +469,8 @@ def _select(condition: Any, x: Any, y: Any, out: Any) -> None:
 def _cast(b: Lowering, node: Node) -> Value:
     (source,), (target,) = node.inputs, node.outputs
     assert target is not None
+    if source is not None and source.dtype is DType.INT32 and target.dtype is DType.FLOAT:
+        return b.integer(source)  # it holds floats already
     value = b.value(source)
     same = source is not None and source.dtype is target.dtype
     if not same and not (b.dtype(value) == BOOL and target.dtype is DType.FLOAT):
