@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,17 @@ class Result:
 
 def cases(kinds: Iterable[str] = KINDS) -> list[Case]:
     """All cases of these kinds, by kind and name."""
+    return [case for kind in kinds for case in _cases(kind)]
+
+
+@cache
+def _cases(kind: str) -> tuple[Case, ...]:
     from onnx.backend.test.loader import load_model_tests
 
-    found = []
-    for kind in kinds:
-        with warnings.catch_warnings():  # generating the data overflows on purpose
-            warnings.simplefilter("ignore")
-            tests = load_model_tests(kind=kind)
-        found += [_case(kind, test) for test in sorted(tests, key=lambda t: t.name)]
-    return found
+    with warnings.catch_warnings():  # generating the data overflows on purpose
+        warnings.simplefilter("ignore")
+        tests = load_model_tests(kind=kind)
+    return tuple(_case(kind, test) for test in sorted(tests, key=lambda t: t.name))
 
 
 def _case(kind: str, test: Any) -> Case:

@@ -141,7 +141,7 @@ def _sweep(
     n_state = len(state)
     rows: list[list[Any]] = [[] for _ in program.network.outputs[n_state:]]
     for index in range(len(sequences[0]) if length is None else length):
-        slices = [np.ascontiguousarray(s[index]) for s in sequences]
+        slices = [np.asarray(s[index], order="C") for s in sequences]  # 0-d stays 0-d
         results = program.run([*state, *slices, *captures], watch)
         state = results[:n_state]
         for row, value in zip(rows, results[n_state:], strict=True):

@@ -7,7 +7,7 @@ capture. Nothing is optimised here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,17 +98,25 @@ class _Parser:
 
     # --- graphs
 
-    def graph(self, graph: onnx.GraphProto, scope: _Scope, name: str) -> Network:
+    def graph(
+        self,
+        graph: onnx.GraphProto,
+        scope: _Scope,
+        name: str,
+        given: Sequence[DType | None] = (),
+    ) -> Network:
         shapes = {v.name: v for v in (*graph.value_info, *graph.output, *graph.input)}
         for tensor in graph.initializer:
             self.initializer(tensor.name, self.constant(tensor), scope)
         for sparse in graph.sparse_initializer:
             self.initializer(sparse.values.name, Constant.of(self.dense(sparse)), scope)
-        inputs = []
+        inputs: list[Tensor] = []
         for info in graph.input:
             if not name and info.name in scope.names:
                 continue  # an initializer repeated as input: a constant unless overridden
             tensor = self.declare(info.name, info, scope)
+            if tensor.dtype is None and len(inputs) < len(given):
+                tensor.dtype = given[len(inputs)]  # bodies of functions declare no types
             scope.names[info.name] = tensor
             inputs.append(tensor)
         layers = self.nodes(graph.node, scope, shapes)
@@ -322,11 +330,12 @@ class _Parser:
         shapes: Mapping[str, onnx.ValueInfoProto],
     ) -> Layer:
         shown = display(node)
+        inputs = self.inputs(node, scope)
+        given = _types_of_body_inputs(node, inputs)
         bodies = {
-            name: self.graph(graph, self.inner(scope, f"{scope.path}{shown}/{name}/"), name)
+            name: self.graph(graph, self.inner(scope, f"{scope.path}{shown}/{name}/"), name, given)
             for name, graph in graphs.items()
         }
-        inputs = self.inputs(node, scope)
         outputs: list[Tensor | None] = []
         for index, name in enumerate(node.outputs):
             tensor = self.declare(name, shapes.get(name), scope) if name else None
@@ -396,6 +405,16 @@ class _Parser:
                     found.value_of = ValueOf(scope.path + actual)
                 scope.names[actual] = found
         return layers
+
+
+def _types_of_body_inputs(
+    node: registry.Node, inputs: Sequence[Tensor | None]
+) -> list[DType | None]:
+    """What the inputs of a Loop's or Scan's body are by what the node is given."""
+    dtypes = [None if t is None else t.dtype for t in inputs]
+    if node.op == "Loop":
+        return [DType.INT64, DType.BOOL, *dtypes[2:]]
+    return dtypes[1:] if node.op == "Scan" and node.version < 9 else dtypes
 
 
 def _type_from_body(

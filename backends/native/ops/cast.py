@@ -12,14 +12,17 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from polytool.backends.native.ops.registry import Array, dtypes, op
+from polytool.backends.native.ops.registry import Arg, Array, dtypes, op, shape
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType
 
 _STORED_WIDE = frozenset({DType.FLOAT, DType.DOUBLE, DType.FLOAT16, DType.BFLOAT16})
-_FLOAT8 = frozenset(
-    {DType.FLOAT8E4M3FN, DType.FLOAT8E4M3FNUZ, DType.FLOAT8E5M2, DType.FLOAT8E5M2FNUZ}
-)
+_FLOAT8_MAX = {
+    DType.FLOAT8E4M3FN: 448.0,
+    DType.FLOAT8E4M3FNUZ: 240.0,
+    DType.FLOAT8E5M2: 57344.0,
+    DType.FLOAT8E5M2FNUZ: 57344.0,
+}
 _EXACT_IN_DOUBLE = 1 << 53
 
 
@@ -43,7 +46,7 @@ def cast_dtypes(inputs: list[DType | None], *, to: int, **_: Any) -> list[DType]
     return [DType(to)]
 
 
-@op("CastLike", since=15, pointwise=True)
+@op("CastLike", since=15)
 def cast_like(
     xp: Any,
     x: Array,
@@ -55,6 +58,12 @@ def cast_like(
 ) -> Array:
     """`x` in the element type of the second input, whose values do not matter."""
     return convert(xp, x, out_dtypes[0], bool(saturate), round_mode)
+
+
+@shape("CastLike", "BitCast")
+def cast_like_shape(x: Arg, *_: Arg, **__: Any) -> tuple[int, ...]:
+    """The shape of the first input."""
+    return x.shape
 
 
 @op("BitCast", since=26, exact=True)
@@ -94,11 +103,10 @@ def convert(xp: Any, x: Array, to: DType, saturate: bool, round_mode: str) -> Ar
         return _to_float(x, to)
     if to is DType.FLOAT8E8M0:
         return _to_e8m0(_narrow(_to_float(x, to)), saturate, round_mode)
-    if to in _FLOAT8 or to is DType.FLOAT4E2M1:
+    if to in _FLOAT8_MAX or to is DType.FLOAT4E2M1:
         value = _narrow(_to_float(x, to))
-        if saturate and to in _FLOAT8:
-            limit = float(ml_dtypes.finfo(to.numpy).max)
-            value = np.clip(value, -limit, limit)
+        if saturate and to in _FLOAT8_MAX:
+            value = np.clip(value, -_FLOAT8_MAX[to], _FLOAT8_MAX[to])
         return value.astype(to.numpy)
     return x.astype(to.numpy)
 

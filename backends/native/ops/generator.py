@@ -128,7 +128,7 @@ def range_shape(start: Arg, limit: Arg, delta: Arg, *, stash_type: int = 1) -> D
 def _count(start: Array, limit: Array, delta: Array) -> int:
     if start.dtype.kind == "f":
         return max(0, math.ceil(float((limit - start).item()) / float(delta.item())))
-    return max(0, -((start.item() - limit.item()) // delta.item()))
+    return max(0, -int((start.item() - limit.item()) // delta.item()))
 
 
 @op("Shape", since=1, exact=True)

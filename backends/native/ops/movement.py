@@ -229,7 +229,7 @@ def split_shape(
     *,
     axis: int = 0,
     num_outputs: int | None = None,
-    n_outputs: int,
+    n_outputs: int = 1,
 ) -> list[Dims] | None:
     """The shape of each part."""
     if sizes is not None and sizes.value is None:

@@ -49,7 +49,7 @@ def _selected(x: Array, count: int, largest: bool) -> Array | None:
     tied = x == edge
     room = count - better.sum(-1, keepdims=True)
     chosen = better | (tied & (tied.cumsum(-1) <= room))
-    found = np.nonzero(chosen)[1]
+    found: Array = np.nonzero(chosen)[1]
     if found.size != x.shape[0] * count:
         return None
     found = found.reshape(-1, count)

@@ -98,7 +98,7 @@ def gelu(xp: Any, x: Array) -> Array:
     if xp is np and x.dtype == np.float32:
         return _tiled(x, _gelu_32)
     half = x * 0.5
-    return half + half * erf(xp, x * 0.7071067811865476)
+    return xp.asarray(half + half * erf(xp, xp.asarray(x * 0.7071067811865476)))
 
 
 def _tiled(x: Array, function: Any) -> Array:

@@ -99,7 +99,7 @@ def tf_idf_vectorizer(
     weights: Sequence[float] | None = None,
 ) -> Array:
     """How often each n-gram of the pool occurs in each row, as counts or weights."""
-    pool = list(pool_int64s if pool_strings is None else pool_strings or ())
+    pool: list[Any] = list(pool_int64s or pool_strings or ())
     column = dict(zip(_pool_grams(pool, ngram_counts), ngram_indexes, strict=True))
     scale = np.ones(max(ngram_indexes) + 1, np.float32)
     if weights is not None:

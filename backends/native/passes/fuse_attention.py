@@ -145,7 +145,9 @@ def _unmask(graph: Graph, scores: Tensor) -> tuple[Tensor, Tensor | None, list[N
     for value, mask in (added.inputs, added.inputs[::-1]):
         assert value is not None and mask is not None
         inner, _, _ = _unscale(graph, value)
-        if graph.node(inner, "MatMul") is not None and mask.shape is not None:
+        # Attention reads a mask that ends before the last key as -inf from there on.
+        broadcast = not mask.shape or mask.shape[-1] == 1
+        if graph.node(inner, "MatMul") is not None and not broadcast:
             return value, mask, [added]
     return scores, None, []
 
