@@ -44,20 +44,34 @@ class Scores:
 
 
 def scores(
-    xp: Any, q: Array, k: Array, bias: Array | None, *, scale: float, softcap: float = 0.0
+    xp: Any,
+    q: Array,
+    k: Array,
+    bias: Array | None,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    sink: Array | None = None,
 ) -> Scores:
     """Attention of every query to every key; fewer key heads are shared by groups of queries.
 
     `bias` is added before the softmax and broadcasts to (batch, heads, queries, keys). A row in
-    which it is -inf throughout attends nothing: its probabilities are zero.
+    which it is -inf throughout attends nothing: its probabilities are zero. `sink` (heads) is the
+    score of one more key, whose value is zero.
     """
     root = sqrt(scale)
     raw = grouped_matmul(q * root, (k * root).swapaxes(-1, -2))
     capped = xp.tanh(raw / softcap) * softcap if softcap > 0 else raw
     masked = capped if bias is None else capped + bias
     peak = _row_max(xp, masked)
-    e = xp.exp(masked - xp.where(xp.isneginf(peak), xp.zeros_like(peak), peak))
+    if sink is not None:
+        sink = sink.reshape(-1, 1, 1)
+        peak = xp.maximum(peak, sink)
+    peak = xp.where(xp.isneginf(peak), xp.zeros_like(peak), peak)
+    e = xp.exp(masked - peak)
     total = e.sum(axis=-1, keepdims=True)
+    if sink is not None:
+        total = total + xp.exp(sink - peak)
     probabilities = e / xp.where(total == 0, xp.ones_like(total), total)
     if bias is not None:
         nothing = xp.isneginf(_row_max(xp, bias))
