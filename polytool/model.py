@@ -75,9 +75,7 @@ def load(
 
 def _parse(file: DataFile, who: str, path: str | None, directory: str | None) -> Model:
     import onnx
-    from google.protobuf.message import (  # type: ignore[import-untyped]  # it ships no types
-        DecodeError,
-    )
+    from google.protobuf.message import DecodeError
 
     if not file.size:
         raise ModelError(f"{who} is empty")
@@ -179,7 +177,9 @@ def _attribute_tensors(some: Any) -> Iterator[onnx.TensorProto]:
         if attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors
-        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+        if attribute.HasField("sparse_tensor"):
+            yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+        for sparse in attribute.sparse_tensors:
             yield from (sparse.values, sparse.indices)
         if attribute.HasField("g"):
             yield from _graph_tensors(attribute.g)

@@ -8,6 +8,9 @@ from typing import Any
 _HOMES = {
     "simplify": "polytool.surgeon.pipeline",
     "Report": "polytool.surgeon.report",
+    "Choice": "polytool.surgeon.pipeline",
+    "sanitize": "polytool.surgeon.sanitizing",
+    "Sanitized": "polytool.surgeon.sanitizing",
     "Workspace": "polytool.surgeon.graph",
 }
 __all__ = list(_HOMES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from polytool.model import Model, Source, load
 from polytool.surgeon.branches import inline_decided_branches
 from polytool.surgeon.constants import lift_constants, merge_constants
@@ -18,6 +20,30 @@ from polytool.surgeon.shapes import fold_shapes
 from polytool.surgeon.weights import fold_weights
 
 _MOST_ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which rewrites to do.
+
+    Attributes:
+        fold: compute what depends on constants only.
+        shapes: compute what follows from known shapes; only with `fold`.
+        weights: fold arithmetic into the weights of convolutions and matrix products, which
+            changes results by rounding.
+        cleanup: remove what is dead, without effect, or there twice.
+        rounds: how often to go through all of them at most.
+    """
+
+    fold: bool = True
+    shapes: bool = True
+    weights: bool = True
+    cleanup: bool = True
+    rounds: int = _MOST_ROUNDS
+
+    def but(self, **changes: bool | int) -> Choice:
+        """The same with some changes."""
+        return replace(self, **changes)  # type: ignore[arg-type]  # checked by the dataclass
 
 
 def simplify(
@@ -45,8 +71,13 @@ def simplify(
         ModelError: the model is broken (a cycle, an undefined tensor).
     """
     workspace = Workspace(load(source))
-    report = report if report is not None else Report()
-    simplify_workspace(workspace, report, fold=fold, weights=weights, fold_limit=fold_limit)
+    choice = Choice(fold=fold, weights=weights)
+    simplify_workspace(
+        workspace,
+        report if report is not None else Report(),
+        choice=choice,
+        fold_limit=fold_limit,
+    )
     return workspace.to_model()
 
 
@@ -54,34 +85,40 @@ def simplify_workspace(
     workspace: Workspace,
     report: Report,
     *,
-    fold: bool = True,
-    weights: bool = True,
+    choice: Choice | None = None,
     fold_limit: int = DEFAULT_LIMIT,
-    rounds: int = _MOST_ROUNDS,
 ) -> None:
     """The same on a working graph, which ends up sorted and with types inferred."""
+    choice = choice or Choice()
     report.did("graphs sorted", workspace.sort())
+    if not (choice.fold or choice.weights or choice.cleanup):
+        rename_duplicates(workspace, report)
+        return
     lift_constants(workspace, report)
-    remove_dead(workspace, report)
-    inferred_at = -1
-    for _ in range(rounds):
-        if report.total != inferred_at:
-            infer(workspace, report)
+    if choice.cleanup:
+        remove_dead(workspace, report)
+    for _ in range(choice.rounds):
+        infer(workspace, report)
         before = report.total
-        if fold:
-            inline_decided_branches(workspace, report)
+        _round(workspace, report, choice, fold_limit)
+        if report.total == before:
+            break
+    rename_duplicates(workspace, report)
+
+
+def _round(workspace: Workspace, report: Report, choice: Choice, fold_limit: int) -> None:
+    if choice.fold:
+        inline_decided_branches(workspace, report)
+        workspace.sort()
+        if choice.shapes:
             fold_shapes(workspace, report)
-            workspace.sort()
-            fold_constants(workspace, report, limit=fold_limit)
-        if weights:
-            fold_weights(workspace, report)
+        fold_constants(workspace, report, limit=fold_limit)
+    if choice.weights:
+        fold_weights(workspace, report)
+    if choice.cleanup:
         remove_noops(workspace, report)
         merge_chains(workspace, report)
         merge_constants(workspace, report)
         merge_equal_nodes(workspace, report)
-        remove_dead(workspace, report)
-        workspace.sort()
-        inferred_at = before
-        if report.total == before:
-            break
-    rename_duplicates(workspace, report)
+    remove_dead(workspace, report)
+    workspace.sort()

@@ -1,0 +1,67 @@
+"""What the surgeon's commands share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from polytool.cli import options
+from polytool.cli.options import F
+
+if TYPE_CHECKING:
+    from polytool.model import Model
+    from polytool.surgeon.pipeline import Choice
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Which tensors the user wants a model to return."""
+
+    outputs: tuple[str, ...]
+    exclude_outputs: tuple[str, ...]
+    outputs_by_type: tuple[str, ...]
+
+    def select(self, model: Model) -> tuple[str, ...]:
+        """Their names; `()` for the model's own outputs."""
+        from polytool.selection import select_tensors
+
+        return select_tensors(model, self.outputs, self.exclude_outputs, self.outputs_by_type)
+
+
+def outputs(function: F) -> F:
+    """--outputs, --exclude-outputs and --outputs-by-type, passed as `outputs: Outputs`."""
+    kinds = {
+        "--outputs": "Return these tensors instead; names or patterns, or all.",
+        "--exclude-outputs": "Return all but these.",
+        "--outputs-by-type": "Return what operators of these types give.",
+    }
+    decorators = [options.option(k, several=True, help=text) for k, text in kinds.items()]
+    return options.bundle(function, "outputs", Outputs, decorators)
+
+
+def choice(
+    *,
+    fold_constants: bool,
+    cleanup: bool,
+    toposort: bool,
+    no_fold_shapes: bool,
+    no_fold_weights: bool,
+    num_passes: int,
+) -> Choice:
+    """Everything, or what the flags narrow it to."""
+    from polytool.surgeon.pipeline import Choice
+
+    everything = not (fold_constants or cleanup or toposort)
+    return Choice(
+        fold=everything or fold_constants,
+        shapes=not no_fold_shapes,
+        weights=everything and not no_fold_weights,
+        cleanup=everything or cleanup,
+        rounds=num_passes,
+    )
+
+
+def save(model: Model, path: str, external_data: str | None, threshold: int) -> None:
+    """Write `model` as --save-external-data says: None, "" for the default name, or a name."""
+    wanted = None if external_data is None else (external_data or True)
+    model.save(path, external_data=wanted, size_threshold=threshold)

@@ -1,0 +1,1 @@
+"""Change ONNX models: sanitize, extract, insert, prune, strip and restore weights."""

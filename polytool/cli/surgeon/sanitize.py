@@ -1,0 +1,69 @@
+"""Clean a model up: fold, drop what has no effect, sort, bound data-dependent shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polytool.cli import _surgeon, options
+from polytool.cli.output import result
+
+
+@options.command()
+@options.model
+@options.output(required=True, help="Where the cleaned model goes.")
+@options.option("--fold-constants", is_flag=True, help="Only compute what depends on constants.")
+@options.option("--cleanup", is_flag=True, help="Only remove what is dead or without effect.")
+@options.option("--toposort", is_flag=True, help="Only sort nodes.")
+@options.option("--no-fold-shapes", is_flag=True, help="Do not fold what follows from shapes.")
+@options.option("--no-fold-weights", is_flag=True, help="Do not fold arithmetic into weights.")
+@options.option("--num-passes", type=int, default=10, help="Rounds at most.")
+@options.size(
+    "--fold-size-threshold",
+    default="8M",
+    help="Bytes by which one folded node may make the file grow.",
+)
+@options.shapes("--override-input-shapes", help="Declare these input shapes, as x:[1,3,224,224].")
+@_surgeon.outputs
+@options.option(
+    "--verify/--no-verify",
+    default=None,
+    help="Compare with the original on made inputs.  [default: below 200 MB of weights]",
+)
+@options.external_data
+@options.saving
+@options.json
+def sanitize(
+    model: str,
+    output: str,
+    override_input_shapes: dict[str, tuple[int, ...]],
+    outputs: _surgeon.Outputs,
+    fold_size_threshold: int,
+    verify: bool | None,
+    external_data_dir: str | None,
+    ignore_external_data: bool,
+    save_external_data: str | None,
+    external_data_size_threshold: int,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Clean a model up. Without flags everything that is safe is done; flags narrow it.
+
+    \b
+    Example: polytool surgeon sanitize model.onnx -o clean.onnx
+    """
+    from polytool.model import load
+    from polytool.surgeon import sanitize as clean
+
+    source = load(
+        model, external_data_dir=external_data_dir, ignore_external_data=ignore_external_data
+    )
+    cleaned = clean(
+        source,
+        choice=_surgeon.choice(**flags),
+        outputs=outputs.select(source),
+        input_shapes=override_input_shapes,
+        fold_limit=fold_size_threshold,
+        verify=verify,
+    )
+    _surgeon.save(cleaned.model, output, save_external_data, external_data_size_threshold)
+    result(as_json, cleaned.summary(), {"output": output, **cleaned.to_json()})
