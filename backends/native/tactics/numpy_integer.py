@@ -50,7 +50,7 @@ def _weights(node: Node, mode: Mode, columns: int) -> Array | None:
     return values
 
 
-def _bound(weights: Array, axes: tuple[int, ...]) -> int:
+def column_bound(weights: Array, axes: tuple[int, ...]) -> int:
     """No partial sum over `axes` of products with centred 8-bit values has a larger magnitude."""
     positive = np.maximum(weights, 0).sum(axis=axes, dtype=np.float64).max(initial=0.0)
     negative = -np.minimum(weights, 0).sum(axis=axes, dtype=np.float64).min(initial=0.0)
@@ -119,7 +119,7 @@ class IntegerGemm(Tactic):
             return False
         weights = _weights(node, mode, 1)
         return weights is not None and 0 < len(_halves(weights)) <= (
-            2 if _finishes(layer, mode, _bound(weights, (0,))) else 1
+            2 if _finishes(layer, mode, column_bound(weights, (0,))) else 1
         )
 
     def compile(self, layer: Layer, mode: Mode) -> Launch:
@@ -127,7 +127,7 @@ class IntegerGemm(Tactic):
         assert weights is not None
         cuts = _halves(weights)
         parts = [ConstantMatrix(weights[a:b]) for a, b in cuts]
-        epilogue = Epilogue(layer, mode, None, axis=2, bound=_bound(weights, (0,)))
+        epilogue = Epilogue(layer, mode, None, axis=2, bound=column_bound(weights, (0,)))
         centre = _Centre(layer, mode)
         depth, columns = weights.shape
         fallback = Generic().compile(layer, mode)
@@ -162,7 +162,7 @@ def _halves(weights: Array) -> list[tuple[int, int]]:
     """The reduced axis whole or in two, so that float32 is exact; empty where that fails."""
     depth = len(weights)
     for cuts in ([(0, depth)], [(0, depth // 2), (depth // 2, depth)]):
-        if all(_bound(weights[a:b], (0,)) < EXACT for a, b in cuts):
+        if all(column_bound(weights[a:b], (0,)) < EXACT for a, b in cuts):
             return cuts
     return []
 
@@ -183,14 +183,14 @@ class IntegerConv(Tactic):
         if weights is None:
             return False
         axes = tuple(range(1, weights.ndim))
-        return _bound(weights, axes) < EXACT
+        return column_bound(weights, axes) < EXACT
 
     def compile(self, layer: Layer, mode: Mode) -> Launch:
         node = layer.nodes[0]
         weights = _weights(node, mode, 0)
         assert weights is not None
         convolution = Convolution.of(node, weights)
-        bound = _bound(weights, tuple(range(1, weights.ndim)))
+        bound = column_bound(weights, tuple(range(1, weights.ndim)))
         epilogue = Epilogue(layer, mode, None, bound=bound)
         centre = _Centre(layer, mode)
         fallback = Generic().compile(layer, mode)
