@@ -64,6 +64,11 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         },
         {"core", "base", "operators", "registry"},
     ),
+    # What surgeon offers to users beyond the rewrites that the native engine takes from it.
+    "verified surgery": (
+        {"polytool.surgeon.sanitizing", "polytool.surgeon.verify"},
+        {"core", "base", "operators", "surgeon", "data"},
+    ),
     "comparators": ({"polytool.comparators"}, {"core", "base", "data"}),
     "front": ({"polytool"}, {"*"}),  # what a command calls, where it is no backend's business
     "command line": ({"polytool.cli", "polytool.__main__"}, {"*"}),
