@@ -141,15 +141,7 @@ def _operand(xp: Any, x: Array, batch: int, last: int) -> Array:
     return x.transpose(_order(x.ndim, batch, last)) if batch or last else x
 
 
-@op("TransposeMatMul", since=1, domain=MICROSOFT)
-def transpose_matmul(
-    xp: Any, a: Array, b: Array, *, alpha: float = 1.0, transA: int = 0, transB: int = 0
-) -> Array:
-    """FusedMatMul under its first name."""
-    return fused_matmul(xp, a, b, alpha=alpha, transA=transA, transB=transB)
-
-
-@shape("FusedMatMul", "TransposeMatMul", domain=MICROSOFT)
+@shape("FusedMatMul", domain=MICROSOFT)
 def fused_matmul_shape(
     a: Arg,
     b: Arg,
@@ -166,7 +158,7 @@ def fused_matmul_shape(
     return product_shape(left, right)
 
 
-@flops("FusedMatMul", "TransposeMatMul", domain=MICROSOFT)
+@flops("FusedMatMul", domain=MICROSOFT)
 def fused_matmul_flops(a: Arg, b: Arg, *, outputs: list[tuple[int, ...]], **_: Any) -> int:
     """A multiply-add for each element of the reduced axis."""
     columns = outputs[0][-1] if len(b.shape) > 1 else 1
