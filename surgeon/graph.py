@@ -445,6 +445,7 @@ class Workspace:
         self.model = model
         self.names: dict[str, int] = {}
         self._suffix: dict[str, int] = {}
+        self.extra_opsets: dict[str, int] = {}
         self.main: Graph
         self.functions: list[Graph] = []
         read(self)

@@ -27,6 +27,8 @@ def write(workspace: Workspace, *, bare: bool = False) -> onnx.ModelProto:
     proto.ir_version = max(source.ir_version, _FIRST_IR_WITH_FREE_INITIALIZERS)
     if not proto.opset_import:
         proto.opset_import.add(version=1)
+    for domain, version in workspace.extra_opsets.items():
+        proto.opset_import.add(domain=domain, version=version)
     _write_graph(workspace.main, proto.graph, bare)
     for function in workspace.functions:
         _write_function(function, proto.functions.add(), bare)

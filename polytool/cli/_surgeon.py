@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from polytool.cli import options
 from polytool.cli.options import F
@@ -37,6 +37,31 @@ def outputs(function: F) -> F:
     }
     decorators = [options.option(k, several=True, help=text) for k, text in kinds.items()]
     return options.bundle(function, "outputs", Outputs, decorators)
+
+
+def exclude_list(function: F) -> F:
+    """--exclude-list."""
+    text = "A text file that names initializers to leave as they are, one a line."
+    return options.option("--exclude-list", metavar="PATH", help=text)(function)
+
+
+def read_list(path: str | None) -> tuple[str, ...]:
+    """The lines of a text file; nothing for no file."""
+    if path is None:
+        return ()
+    with open(path, encoding="utf-8") as file:
+        return tuple(line.strip() for line in file if line.strip())
+
+
+def facts(model: Model) -> dict[str, Any]:
+    """What a summary says of a model that was made."""
+    graph = model.proto.graph
+    known = {t.name for t in graph.initializer}
+    return {
+        "nodes": len(graph.node),
+        "inputs": [i.name for i in graph.input if i.name not in known],
+        "outputs": [o.name for o in graph.output],
+    }
 
 
 def choice(
