@@ -77,7 +77,8 @@ def command() -> Callable[[Callable[..., Any]], Command]:
 
 def option(*names: str, **attrs: Any) -> Decorator:
     """`click.option` with `several=True` as a further choice."""
-    attrs.setdefault("show_default", attrs.get("default") not in (None, (), "", False))
+    default = attrs.get("default")
+    attrs.setdefault("show_default", bool(default) or (default == 0 and default is not False))
     return click.option(*names, cls=Option, **attrs)
 
 
