@@ -1,8 +1,8 @@
 """The main job: run a model on several runners and say whether they agree.
 
-    request = Request("model.onnx", runners=("native", "onnxrt"))
-    report = examine(request)
-    print(report.verdict)
+    session = perform(Request("model.onnx", runners=("native", "onnxrt")))
+    comparison = session.compare()
+    print(comparison.verdict)
 
 This is what `polytool run` calls.
 """
@@ -10,14 +10,23 @@ This is what `polytool run` calls.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from polytool.backends import registry
 from polytool.backends.base import Observable, Runner
-from polytool.errors import UsageError
+from polytool.comparators.compare import compare_all
+from polytool.comparators.comparison import Comparison, Finding, OutputResult, Pair
+from polytool.comparators.response import Response
+from polytool.comparators.tolerances import Criteria
+from polytool.comparators.verdicts import AGREE, DIFFER, Judgement
+from polytool.errors import PolytoolError, UsageError
 from polytool.model import Model, load
+from polytool.noise import measure_response
+from polytool.output_grains import output_grains
+from polytool.postprocess import Step, call, load_function, postprocessed
 from polytool.results import Iteration, Run, RunResults
 from polytool.results import run as run_all
 from polytool.selection import (
@@ -30,6 +39,8 @@ from polytool.selection import (
 
 if TYPE_CHECKING:
     from polytool.feeds import Feeds as InputData
+
+_LOG = logging.getLogger(__name__)
 
 OnIteration = Callable[[str, int, Iteration], None]
 
@@ -83,7 +94,7 @@ class Session:
     Attributes:
         results: of the runners, then those loaded.
         model: the model as it was run; None for an engine.
-        feeds: the inputs.
+        feeds: the inputs; None where nothing was run.
         notes: what the user should know: the data that were chosen, options that did nothing.
     """
 
@@ -91,6 +102,62 @@ class Session:
     model: Model | None
     feeds: InputData | None
     notes: tuple[str, ...]
+
+    @property
+    def reference(self) -> str:
+        """The run that the others are compared with: the oracle, else the first."""
+        return "oracle" if "oracle" in self.results else next(iter(self.results))
+
+    def compare(
+        self,
+        criteria: Criteria | None = None,
+        *,
+        steps: Sequence[Step] = (),
+        script: str | None = None,
+    ) -> Comparison:
+        """Compare every run with the reference.
+
+        Args:
+            criteria: what agreement means; by default, no more than rounding does in this model.
+            steps: what outputs go through first; see `polytool.postprocess`.
+            script: `my_script.py:compare_outputs`, which compares instead.
+
+        Raises:
+            UsageError: there is only one run, or `criteria` names no output.
+            RunnerError: the script failed.
+        """
+        results = self.results
+        for step in steps:
+            results = postprocessed(results, step)
+        if script is not None:
+            return compare_by_script(results, self.reference, script)
+        if steps or self.model is None or self.feeds is None:
+            return compare_all(results, reference=self.reference, criteria=criteria)
+        return compare_all(
+            results,
+            reference=self.reference,
+            criteria=criteria,
+            response=self._measure,
+            grains=output_grains(self._shown_model()),
+        )
+
+    def _shown_model(self) -> Model:
+        """The model whose outputs are those that are compared."""
+        assert self.model is not None
+        own = [o.name for o in self.model.proto.graph.output]
+        made = {n for node in self.model.proto.graph.node for n in node.output} | set(own)
+        shown = dict.fromkeys(n for run in self.results.values() for i in run[:1] for n in i)
+        names = [name for name in shown if name in made]
+        return self.model if set(names) <= set(own) else with_outputs(self.model, names)
+
+    def _measure(self) -> Response:
+        """The model's own response to noise; empty where it cannot be measured."""
+        assert self.feeds is not None
+        try:
+            return measure_response(self._shown_model(), self.feeds)
+        except PolytoolError as err:
+            _LOG.warning("the model's response to noise could not be measured: %s", err)
+            return Response("", [], [])
 
 
 def perform(request: Request, on_iteration: OnIteration | None = None) -> Session:
@@ -215,7 +282,7 @@ def _native(runners: Iterable[Runner]) -> Any:
 
 def observed(runners: Sequence[Runner], shown: Sequence[str], notes: list[str]) -> list[Runner]:
     """The runners, returning those of the tensors `shown` that all of them store."""
-    known = [names for r in runners if (names := visible(r))]
+    known = [stored for r in runners if (stored := visible(r))]
     common = set(shown).intersection(*known)
     names = [name for name in shown if name in common]
     if not names:
@@ -261,3 +328,36 @@ def joined(several: Iterable[RunResults]) -> RunResults:
             name, count = f"{run.name}#{count}", count + 1
         runs[name] = run if name == run.name else Run(name, run, run.settings)
     return RunResults(runs.values())
+
+
+def compare_by_script(results: RunResults, reference: str, script: str) -> Comparison:
+    """Compare by what `my_script.py:compare_outputs` says of each pair of iterations.
+
+    The function gets the outputs of two runners as dicts and returns a dict from output name to
+    whether it agrees; `compare_outputs` is its name where only the script is given.
+    """
+    function, name = load_function(script, "compare_outputs")
+    base = results[reference]
+    pairs = []
+    for run in results.values():
+        if run.name == reference:
+            continue
+        if len(run) != len(base):
+            raise UsageError(
+                f"{run.name} has {len(run)} iterations and {reference} {len(base)}: "
+                "they cannot be compared one by one"
+            )
+        findings: dict[str, list[Finding]] = {}
+        for one, other in zip(run, base, strict=True):
+            verdicts = call(function, name, dict(one), dict(other))
+            if not isinstance(verdicts, Mapping):
+                raise UsageError(
+                    f"{name} must return a dict from output name to True or False, "
+                    f"not {type(verdicts).__name__}"
+                )
+            for output, agrees in verdicts.items():
+                judgement = Judgement(AGREE if agrees else DIFFER, f"says {name}")
+                findings.setdefault(str(output), []).append(Finding(judgement))
+        outputs = {n: OutputResult(n, tuple(f)) for n, f in findings.items()}
+        pairs.append(Pair(run.name, reference, outputs))
+    return Comparison(tuple(pairs), {n: dict(run.settings) for n, run in results.items()})

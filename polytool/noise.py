@@ -1,10 +1,12 @@
 """The response of a model: its outputs on the native engine, with and without noise.
 
-Noise is on every float input and weight, but for those that decide shapes or are exponents.
+Noise is on every float input and weight, but for exponents and what decides shapes: scalars, since
+exporters compute sizes with them, and the scales of Resize.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,31 +31,27 @@ _EXACT: Mapping[str, Sequence[int]] = {
 }
 
 
-def measure_response(model: Model, feeds: Iterable[Feeds], names: Iterable[str]) -> Response:
+def measure_response(model: Model, feeds: Iterable[Feeds]) -> Response:
     """Run `model` on the native engine in fp32: once as it is, and with noise of three seeds.
 
     Args:
         model: the model.
         feeds: the inputs of each iteration; iterated once for each run.
-        names: the tensors whose response is wanted.
 
     Raises:
         PolytoolError: the native engine cannot run it.
     """
     from polytool.backends.native.runner import NativeRunner
 
-    wanted = tuple(names)
-
     def run(source: Model, seed: int | None) -> list[dict[str, Any]]:
         rng = np.random.default_rng(seed)
         with NativeRunner(source, device="cpu") as runner:
-            found = []
-            for feed in feeds:
-                if seed is not None:
-                    feed = {name: perturb(value, rng) for name, value in feed.items()}
-                outputs = runner.infer(feed)
-                found.append({name: outputs[name] for name in wanted if name in outputs})
-        return found
+            return [
+                runner.infer(
+                    feed if seed is None else {k: perturb(v, rng) for k, v in feed.items()}
+                )
+                for feed in feeds
+            ]
 
     return Response(
         source=f"native fp32, {SEEDS} seeds of 2^-22 noise",
@@ -72,13 +70,14 @@ def with_noise(model: Model, seed: int) -> Model:
     rng = np.random.default_rng([seed, 1])
     exact = _exact_tensors(proto)
     for tensor in tensors(proto):
-        if tensor.name not in exact and _is_float(tensor):
+        if tensor.name not in exact and _is_noisy(tensor):
             tensor.CopyFrom(noisy.store(perturb(model.array(tensor), rng), tensor.name))
     return noisy
 
 
-def _is_float(tensor: onnx.TensorProto) -> bool:
-    return tensor.data_type in (DType.FLOAT, DType.DOUBLE, DType.FLOAT16, DType.BFLOAT16)
+def _is_noisy(tensor: onnx.TensorProto) -> bool:
+    wide = tensor.data_type in (DType.FLOAT, DType.DOUBLE)
+    return wide and math.prod(tensor.dims) > 1
 
 
 def _exact_tensors(proto: onnx.ModelProto) -> set[str]:

@@ -154,7 +154,7 @@ class ObservedRunner(Runner):
 
         def observe(tap: Tap, value: Any) -> None:
             if tap.tensor in wanted:
-                seen[tap.tensor] = np.array(value) if isinstance(value, np.ndarray) else value
+                seen[tap.tensor] = _kept(value, tap)
 
         outputs = self._runner.infer(feeds, observe)
         return {name: outputs[name] if name in outputs else seen[name] for name in self._names}
@@ -167,6 +167,17 @@ class ObservedRunner(Runner):
     def settings(self) -> dict[str, Any]:
         """Those of the observed runner."""
         return self._runner.settings
+
+
+def _kept(value: Any, tap: Tap) -> Any:
+    """A copy in the tensor's own type: an oracle shows wider values than the model has."""
+    if not isinstance(value, np.ndarray):
+        return value
+    own = tap.spec.dtype
+    if own is not None and own.is_float and value.dtype != own.numpy:
+        with np.errstate(over="ignore"):
+            return value.astype(own.numpy)
+    return value.copy()
 
 
 def visible(runner: Runner) -> set[str]:

@@ -132,6 +132,82 @@ def builder(function: F) -> F:
     )
 
 
+@dataclass(frozen=True)
+class Files:
+    """Engines and results that are loaded or saved, and which outputs, as the user said it."""
+
+    load_engine: str | None
+    save_engine: str | None
+    onnx_outputs: tuple[str, ...]
+    onnx_exclude_outputs: tuple[str, ...]
+    onnx_outputs_by_type: tuple[str, ...]
+    load_outputs: tuple[str, ...]
+    save_outputs: str | None
+    warm_up: int
+
+
+def files(function: F) -> F:
+    """Engines, chosen outputs and saved results, passed as one `files: Files`."""
+    return options.bundle(
+        function,
+        "files",
+        Files,
+        (
+            options.option(
+                "--load-engine",
+                type=click.Path(),
+                metavar="PATH",
+                help="Let the native runner load this engine instead of building one.",
+            ),
+            options.option(
+                "--save-engine",
+                type=click.Path(),
+                metavar="PATH",
+                help="Save the engine of the native runner.",
+            ),
+            options.option(
+                "--onnx-outputs",
+                several=True,
+                metavar="NAME",
+                help="Tensors to show in place of the outputs: names, patterns, or mark all.",
+            ),
+            options.option(
+                "--onnx-exclude-outputs",
+                several=True,
+                metavar="NAME",
+                help="Tensors not to show: names or patterns.",
+            ),
+            options.option(
+                "--onnx-outputs-by-type",
+                several=True,
+                metavar="OP",
+                help="Show what nodes of these types make, as Conv.",
+            ),
+            options.option(
+                "--load-outputs",
+                "--load-results",
+                several=True,
+                metavar="PATH",
+                help="Compare with saved outputs too: what --save-outputs or Polygraphy wrote.",
+            ),
+            options.option(
+                "--save-outputs",
+                "--save-results",
+                type=click.Path(),
+                metavar="PATH",
+                help="Save the outputs: .json as Polygraphy reads them; without an extension a "
+                "directory with a file an iteration; else one file.",
+            ),
+            options.option(
+                "--warm-up",
+                type=click.IntRange(0),
+                default=0,
+                help="Runs before the first one that counts.",
+            ),
+        ),
+    )
+
+
 def onnxrt(function: F) -> F:
     """Providers and optimization level of ONNX Runtime, passed as one `onnxrt: Onnxrt`."""
     return options.bundle(

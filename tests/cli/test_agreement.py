@@ -1,4 +1,4 @@
-"""What `run` does before it compares: outputs to show, sizes, noise, senseless requests."""
+"""What `run` does before it compares: outputs to show, sizes, senseless requests."""
 
 from __future__ import annotations
 
@@ -157,14 +157,14 @@ def test_noise_spares_constants_that_decide_shapes():
     agraph (float[1,1,4,4] x) => (float[n,c,h,w] y)
     { s = Constant<value = float[4] {1, 1, 2, 2}>()  y = Resize(x, , s) }""")
     )
-    response = measure_response(model, [{"x": np.ones((1, 1, 4, 4), np.float32)}], ["y"])
+    response = measure_response(model, [{"x": np.ones((1, 1, 4, 4), np.float32)}])
     assert response.clean[0]["y"].shape == (1, 1, 8, 8)
     assert all(run[0]["y"].shape == (1, 1, 8, 8) for run in response.noisy)
 
 
 def test_the_response_of_a_model_is_measured_on_its_inputs():
     feed = {"x": np.linspace(0.1, 1, 128, dtype=np.float32).reshape(2, 64)}
-    response = measure_response(wide(), [feed], ["y"])
+    response = measure_response(wide(), [feed])
     assert len(response.noisy) == 3
     for run in response.noisy:
         moved = np.abs(run[0]["y"] - response.clean[0]["y"]) / np.abs(response.clean[0]["y"])

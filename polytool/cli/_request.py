@@ -1,0 +1,91 @@
+"""From the options of a command to what `polytool.agreement` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from polytool.cli import _comparing, _runners, options, output
+
+if TYPE_CHECKING:
+    from polytool.agreement import Request, Session
+    from polytool.comparators.comparison import Comparison
+
+
+def request_of(
+    model: str,
+    runners: Sequence[str],
+    builder: _runners.Builder,
+    onnxrt: _runners.Onnxrt,
+    files: _runners.Files,
+    feeds: options.FeedOptions,
+    external_data_dir: str | None,
+    ignore_external_data: bool,
+) -> Request:
+    """What the user asked for."""
+    from polytool.agreement import Request
+
+    return Request(
+        model=model,
+        runners=runners,
+        options={"native": builder.to_options(), "onnxrt": onnxrt.to_options()},
+        engine=files.load_engine,
+        save_engine=files.save_engine,
+        external_data_dir=external_data_dir,
+        ignore_external_data=ignore_external_data,
+        shapes=feeds.input_shapes,
+        ranges=feeds.val_range,
+        seed=feeds.seed,
+        iterations=feeds.iterations,
+        files=feeds.load_inputs,
+        script=feeds.data_loader_script,
+        save_inputs=feeds.save_inputs,
+        outputs=files.onnx_outputs,
+        exclude_outputs=files.onnx_exclude_outputs,
+        output_types=files.onnx_outputs_by_type,
+        load_outputs=files.load_outputs,
+        save_outputs=files.save_outputs,
+        warm_up=files.warm_up,
+    )
+
+
+def compare(session: Session, comparing: _comparing.Comparing) -> Comparison:
+    """Compare as the user asked for, and save the comparison where they want it."""
+    from polytool.postprocess import script_step, top_step
+
+    steps = []
+    if comparing.postprocess:
+        steps.append(top_step(comparing.postprocess))
+    if comparing.postprocess_script is not None:
+        steps.append(script_step(comparing.postprocess_script))
+    found = session.compare(comparing.criteria, steps=steps, script=comparing.compare_script)
+    if comparing.save is not None:
+        found.save(comparing.save)
+    return found
+
+
+@contextmanager
+def progress(request: Request) -> Iterator[Callable[..., None]]:
+    """A callback for each inference, which moves a bar where there are many."""
+    total = len(request.runners) * (request.iterations or 1)
+    if total <= len(request.runners):
+        yield lambda *_: None
+        return
+    with output.progress(range(total), "running", length=total) as items:
+        steps = iter(items)
+
+        def advance(*_: Any) -> None:
+            next(steps, None)
+
+        yield advance
+
+
+def unused(request: Request, builder: _runners.Builder, onnxrt: _runners.Onnxrt) -> Iterator[str]:
+    """Options for a runner that was not chosen: they do nothing."""
+    if "native" not in request.runners and builder != _runners.Builder():
+        yield "options of the native engine have no effect without --native"
+    if "onnxrt" not in request.runners and onnxrt != _runners.Onnxrt():
+        yield "options of ONNX Runtime have no effect without --onnxrt"
+    if request.engine and builder != _runners.Builder(device=builder.device):
+        yield "--load-engine takes an engine as it was built: other builder options have no effect"

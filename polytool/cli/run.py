@@ -1,0 +1,49 @@
+"""Run a model on several runners and compare their outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polytool.cli import _comparing, _request, _runners, options
+from polytool.cli.output import note, result
+
+
+@options.command()
+@options.model
+@_runners.chosen
+@_runners.builder
+@_runners.onnxrt
+@options.feeds
+@_runners.files
+@_comparing.comparing
+@options.external_data
+@options.json
+def run(
+    builder: _runners.Builder,
+    onnxrt: _runners.Onnxrt,
+    comparing: _comparing.Comparing,
+    as_json: bool,
+    **given: Any,
+) -> int:
+    """Run a model on several runners and compare their outputs.
+
+    Every run is compared with the oracle where there is one, else with the first. Exit code 0 says
+    that all outputs agree, 1 that one differs or is missing, 2 that there is no answer.
+
+    \b
+    Example: polytool run model.onnx --native --onnxrt --input-shapes x:[1,3,48,320]
+    """
+    from polytool.agreement import perform
+    from polytool.cli import _report
+
+    request = _request.request_of(builder=builder, onnxrt=onnxrt, **given)
+    with _request.progress(request) as advance:
+        session = perform(request, advance)
+    for text in (*session.notes, *comparing.notes, *_request.unused(request, builder, onnxrt)):
+        note(text)
+    if len(session.results) == 1:
+        return _report.show_single(session, comparing, as_json)
+    comparison = _request.compare(session, comparing)
+    facts = {**comparison.to_json(), **_report.to_json(session)}
+    result(as_json, _report.describe(session, comparison, request), facts)
+    return comparison.exit_code
