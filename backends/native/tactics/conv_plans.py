@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,10 @@ Array = np.ndarray[Any, Any]
 _ALL = slice(None)
 # Multiply-adds below which a second thread costs more than it saves.
 _SMALL = 1 << 22
-# Elements of the columns that one block unrolls: about a second-level cache.
-_COLUMNS = 3 << 16
+# OpenBLAS's small-matrix kernel takes a product of at most this many multiply-adds.
+_SMALL_KERNEL = 1_000_000
+# Elements of the columns that one block unrolls: more blocks cost more than a cache miss.
+_COLUMNS = 1 << 19
 
 
 class PointwisePlan:
@@ -35,7 +38,7 @@ class PointwisePlan:
         if m * c * pixels * images <= _SMALL:
             self._blocks = [(0, images, 0, pixels)]
         else:
-            parts = blocks_of(pixels, max(256, (1 << 16) // m), 16)
+            parts = blocks_of(pixels, max(4096, (1 << 18) // m), 64)
             if images > 1 and len(parts) <= 2:
                 parts = [(0, pixels)]
             self._blocks = [(n, n + 1, a, b) for n in range(images) for a, b in parts]
@@ -51,7 +54,10 @@ class PointwisePlan:
             first, last, start, stop = blocks[index]
             images, columns = slice(first, last), slice(start, stop)
             part = out[images, :, columns]
-            np.matmul(filters, x[images, :, columns], out=part)
+            if last - first == 1:
+                _multiply(filters, x[first, :, columns], part[0])
+            else:
+                np.matmul(filters, x[images, :, columns], out=part)
             if finish is not None:
                 finish(part, images, m, columns)
 
@@ -72,12 +78,7 @@ class RowPlan:
         self._filters = np.ascontiguousarray(filters.transpose(2, 0, 3, 1).reshape(kh, m, kw * c))
         self._plain = kw == 1 and where.strides[1] == 1 and where.out[1] == where.size[1]
         self._plain = self._plain and where.before[1] == 0 and where.strides[0] == 1
-        stride, dilation = where.strides[0], where.dilations[0]
-        # For each kernel row: the phase of the input rows that it sees, and its offset there.
-        self._taps = [((i * dilation) % stride, (i * dilation) // stride) for i in range(kh)]
-        self._reach = {
-            phase: max(q for p, q in self._taps if p == phase) for phase, _ in self._taps
-        }
+        self._taps, self._reach = _phases(where)
         height, width = where.out
         work = m * c * kh * kw * height * width
         target = height if work <= _SMALL else max(1, _COLUMNS // max(1, c * kw * width))
@@ -100,11 +101,7 @@ class RowPlan:
             if finish is not None:
                 finish(part[None], slice(n, n + 1), m, columns)
 
-        if self._small:
-            for index in range(len(self._blocks)):
-                block(index)
-        else:
-            parallel(block, len(self._blocks))
+        _run_blocks(block, len(self._blocks), self._small)
 
     def _product(self, image: Array, first: int, last: int, part: Array) -> None:
         width = self._where.out[1]
@@ -113,10 +110,10 @@ class RowPlan:
             begin = offset * width
             columns = phases[phase][:, begin : begin + part.shape[1]]
             if i == 0:
-                np.matmul(self._filters[i], columns, out=part)
+                _multiply(self._filters[i], columns, part)
             else:
                 product = scratch("product", part.shape)
-                np.matmul(self._filters[i], columns, out=product)
+                _multiply(self._filters[i], columns, product)
                 np.add(part, product, out=part)
 
     def _columns(self, image: Array, phase: int, first: int, last: int) -> Array:
@@ -191,54 +188,56 @@ class PatchPlan:
             np.copyto(columns, source)
             pixels = slice(first * row, last * row)
             part = flat[image, :, :, pixels]
-            np.matmul(self._filters, columns.reshape(group, self._depth, -1), out=part)
+            columns = columns.reshape(group, self._depth, -1)
+            if group == 1:
+                _multiply(self._filters[0], columns[0], part[0])
+            else:
+                np.matmul(self._filters, columns, out=part)
             if finish is not None:
                 part = out.reshape(n, -1, row * w.out[0])[image : image + 1, :, pixels]
                 finish(part, slice(image, image + 1), m, pixels)
 
-        if self._small:
-            for index in range(len(self._blocks)):
-                block(index)
-        else:
-            parallel(block, len(self._blocks))
+        _run_blocks(block, len(self._blocks), self._small)
 
 
 class DepthwisePlan:
-    """One input channel a group: small GEMMs against a Toeplitz matrix of each kernel.
+    """One input channel a group: small GEMMs against a Toeplitz matrix of each kernel row.
 
-    A segment of S neighbouring outputs of one row is the product of the input that it sees
-    (kernel height x (S - 1) stride + kernel width) with a banded matrix. It multiplies by zeros,
-    and is still several times faster than a pass over memory for each kernel position.
+    A segment of S neighbouring outputs of one row is the sum over kernel rows of the S + width - 1
+    inputs that it sees times a banded matrix. It multiplies by zeros, and is still several times
+    faster than a pass over memory for each kernel position. Segments of a row overlap a little, so
+    they are unrolled once; moving down a kernel row is then an offset, as in `RowPlan`.
     """
 
     def __init__(self, filters: Array, where: Windows, images: int, channels: int) -> None:
         self._where, self._filters = where, filters
-        m, _, kh, kw = filters.shape
         height, width = where.out
-        self._multiplier = m // channels
-        segment = _segment(width, kh, kw, where.strides[1], where.dilations[1])
+        self._multiplier = filters.shape[0] // channels
+        self._segment = segment = _segment(width)
         self._segments = -(-width // segment)
-        self._segment = segment
-        self._seen = (segment - 1) * where.strides[1] + (kw - 1) * where.dilations[1] + 1
-        self._matrix = self._toeplitz(filters)
-        per_channel = height * self._segments * self._matrix.shape[1]
-        work = per_channel * channels * segment * self._multiplier
+        self._seen = (segment - 1) * where.strides[1] + (where.kernel[1] - 1) * where.dilations[1]
+        self._seen += 1
+        self._matrices = self._toeplitz(filters)
+        self._taps, self._reach = _phases(where)
+        rows = sum(height + reach for reach in self._reach.values())
+        per_channel = rows * self._segments * self._seen
+        work = per_channel * channels * segment * self._multiplier * images
         parts = [(0, channels)]
-        if work * images > _SMALL:
+        if work > _SMALL:
             parts = blocks_of(channels, max(1, (1 << 17) // max(1, per_channel)))
         self._blocks = [(n, a, b) for n in range(images) for a, b in parts]
-        self._small = work * images <= _SMALL
+        self._small = work <= _SMALL
 
     def _toeplitz(self, filters: Array) -> Array:
-        """(C, kh seen, multiplier S)."""
-        w, k = self._where, self._multiplier
+        """(kh, C, seen, multiplier S)."""
+        w, k, s = self._where, self._multiplier, self._segment
         m, _, kh, kw = filters.shape
-        matrix = np.zeros((m // k, kh, self._seen, k, self._segment), np.float32)
+        matrix = np.zeros((kh, m // k, self._seen, k, s), np.float32)
         taps = filters.reshape(m // k, k, kh, kw)
-        for s, j in itertools.product(range(self._segment), range(kw)):
-            column = s * w.strides[1] + j * w.dilations[1]
-            matrix[:, :, column, :, s] = taps[:, :, :, j].transpose(0, 2, 1)
-        return matrix.reshape(m // k, kh * self._seen, k * self._segment)
+        for column, j in itertools.product(range(s), range(kw)):
+            row = column * w.strides[1] + j * w.dilations[1]
+            matrix[:, :, row, :, column] = taps[:, :, :, j].transpose(2, 0, 1)
+        return matrix.reshape(kh, m // k, self._seen, k * s)
 
     def run(self, x: Array, out: Array, finish: Finish | None) -> None:
         flat = out.reshape(*out.shape[:2], -1)
@@ -247,41 +246,46 @@ class DepthwisePlan:
         def block(index: int) -> None:
             n, first, last = self._blocks[index]
             part = flat[n : n + 1, first * k : last * k]
-            self._product(x[n, first:last], self._matrix[first:last], part)
+            self._product(x[n, first:last], self._matrices[:, first:last], part)
             if part.max() != part.max():  # an infinity times one of the matrix's zeros, perhaps
                 self._direct(x[n, first:last], self._filters[first * k : last * k], part)
             if finish is not None:
                 finish(part, slice(n, n + 1), slice(first * k, last * k), pixels)
 
-        if self._small:
-            for index in range(len(self._blocks)):
-                block(index)
-        else:
-            parallel(block, len(self._blocks))
+        _run_blocks(block, len(self._blocks), self._small)
 
-    def _product(self, image: Array, matrix: Array, part: Array) -> None:
+    def _product(self, image: Array, matrices: Array, part: Array) -> None:
         w, k = self._where, self._multiplier
         channels, (height, width) = image.shape[0], w.out
-        view = self._windows(image)
-        columns = scratch("columns", view.shape)
-        np.copyto(columns, view)
-        columns = columns.reshape(channels, height * self._segments, -1)
-        if k == 1 and self._segments * self._segment == width:
-            target = part.reshape(channels, height * self._segments, self._segment)
-            np.matmul(columns, matrix, out=target)
+        count, segment = height * self._segments, self._segment
+        even = k == 1 and self._segments * segment == width
+        shape = (channels, count, k * segment)
+        target = part.reshape(shape) if even else scratch("segments", shape)
+        unrolled = self._unroll(image)
+        for i, (phase, offset) in enumerate(self._taps):
+            begin = offset * self._segments
+            rows = unrolled[phase][:, begin : begin + count]
+            if i == 0:
+                np.matmul(rows, matrices[i], out=target)
+            else:
+                product = scratch("product", shape)
+                np.matmul(rows, matrices[i], out=product)
+                np.add(target, product, out=target)
+        if not even:
+            self._put_together(target, part.reshape(channels, k, height, width))
+
+    def _put_together(self, segments: Array, out: Array) -> None:
+        """(C, height segments, multiplier S) into (C, multiplier, height, width)."""
+        channels, k, height, width = out.shape
+        pieces = segments.reshape(channels, height, self._segments, k, self._segment)
+        if k == 1:
+            lines = pieces.reshape(channels, height, -1)
+            np.copyto(out[:, 0], lines[:, :, :width])
             return
-        product = scratch("product", (*columns.shape[:2], matrix.shape[2]))
-        np.matmul(columns, matrix, out=product)
-        rows = product.reshape(channels, height, self._segments, k, self._segment)
-        target = part.reshape(channels, k, height, width)
-        whole = width // self._segment
-        for s in range(self._segments if k > 1 or whole == 0 else 0):
+        for s in range(self._segments):
             start = s * self._segment
-            piece = rows[:, :, s, :, : min(self._segment, width - start)]
-            target[..., start : start + self._segment] = piece.transpose(0, 2, 1, 3)
-        if k == 1 and whole:
-            lines = rows.reshape(channels, height, self._segments * self._segment)
-            np.copyto(target[:, 0], lines[:, :, :width])
+            piece = pieces[:, :, s, :, : min(self._segment, width - start)]
+            out[..., start : start + self._segment] = piece.transpose(0, 2, 1, 3)
 
     def _direct(self, image: Array, filters: Array, part: Array) -> None:
         """Kernel position by kernel position: slow, and exact where values are not finite."""
@@ -293,43 +297,82 @@ class DepthwisePlan:
             weights = filters[:, 0, *tap].reshape(-1, k, 1, 1)
             target += weights * padded[:, :, rows, columns]
 
-    def _windows(self, image: Array) -> Array:
-        """A view (C, height, segments, kh, seen) of the padded image."""
+    def _unroll(self, image: Array) -> dict[int, Array]:
+        """For each phase of the rows: what every segment sees, (C, rows segments, seen)."""
         w = self._where
-        kh = w.kernel[0]
-        rows = (w.out[0] - 1) * w.strides[0] + (kh - 1) * w.dilations[0] + 1
+        channels, stride = image.shape[0], w.strides[0]
+        counts = {phase: w.out[0] + reach for phase, reach in self._reach.items()}
+        rows = max((count - 1) * stride + phase + 1 for phase, count in counts.items())
         step = self._segment * w.strides[1]
-        columns = (self._segments - 1) * step + self._seen
-        (top, left), (height, width) = w.before, w.size
-        if top or left or rows > height or columns > width:
-            padded = scratch("padded", (image.shape[0], rows, columns))
-            bottom = max(top, min(rows, top + height))
-            right = max(left, min(columns, left + width))
-            padded[:, :top] = 0
-            padded[:, bottom:] = 0
-            padded[:, top:bottom, :left] = 0
-            padded[:, top:bottom, right:] = 0
-            padded[:, top:bottom, left:right] = image[:, : bottom - top, : right - left]
-            image = padded
-        channel, row, column = image.strides
-        return np.lib.stride_tricks.as_strided(
-            image,
-            (image.shape[0], w.out[0], self._segments, kh, self._seen),
-            (channel, row * w.strides[0], column * step, row * w.dilations[0], column),
-        )
+        image = self._padded(image, rows, (self._segments - 1) * step + self._seen)
+        plane, row, column = image.strides
+        unrolled = {}
+        for phase, count in counts.items():
+            shape = (channels, count, self._segments, self._seen)
+            view = np.lib.stride_tricks.as_strided(
+                image[:, phase:], shape, (plane, row * stride, column * step, column)
+            )
+            columns = scratch(f"columns{phase}", shape)
+            np.copyto(columns, view)
+            unrolled[phase] = columns.reshape(channels, -1, self._seen)
+        return unrolled
+
+    def _padded(self, image: Array, rows: int, columns: int) -> Array:
+        (top, left), (height, width) = self._where.before, self._where.size
+        if not top and not left and rows <= height and columns <= width:
+            return image
+        padded = scratch("padded", (image.shape[0], rows, columns))
+        bottom = max(top, min(rows, top + height))
+        right = max(left, min(columns, left + width))
+        padded[:, :top] = 0
+        padded[:, bottom:] = 0
+        padded[:, top:bottom, :left] = 0
+        padded[:, top:bottom, right:] = 0
+        padded[:, top:bottom, left:right] = image[:, : bottom - top, : right - left]
+        return padded
 
 
-def _segment(width: int, kh: int, kw: int, stride: int, dilation: int) -> int:
-    """How many outputs of a row one Toeplitz product makes: the cheapest by a small model.
+def _segment(width: int) -> int:
+    """How many outputs of a row one Toeplitz product makes: about 16, with little left over."""
+    if width <= 16:
+        return width
+    return min(range(9, 17), key=lambda size: (-(-width // size) * size, -size))
 
-    Per segment: multiply-adds at 0.05 ns, copied elements at 0.25 ns and 6 ns a copied run, and
-    0.4 ns for each output where the row is not cut evenly and has to be copied out.
+
+def _phases(where: Windows) -> tuple[list[tuple[int, int]], dict[int, int]]:
+    """Where each kernel row finds its input rows, when every `stride`-th row is kept together.
+
+    Returns:
+        For each kernel row its phase and its offset there; for each phase the largest offset.
     """
+    stride, dilation = where.strides[0], where.dilations[0]
+    taps = [(i * dilation % stride, i * dilation // stride) for i in range(where.kernel[0])]
+    return taps, {phase: max(q for p, q in taps if p == phase) for phase, _ in taps}
 
-    def cost(size: int) -> float:
-        count = -(-width // size)
-        seen = (size - 1) * stride + (kw - 1) * dilation + 1
-        uneven = 0.4 * width if count * size != width else 0.0
-        return count * kh * (seen * (0.05 * size + 0.25) + 6.0) + uneven
 
-    return min(range(1, min(width, 40) + 1), key=cost)
+def _run_blocks(block: Callable[[int], None], count: int, small: bool) -> None:
+    if small:
+        for index in range(count):
+            block(index)
+    else:
+        parallel(block, count)
+
+
+def _multiply(filters: Array, columns: Array, out: Array) -> None:
+    """`out` = filters @ columns, in pieces narrow enough for OpenBLAS's small-matrix kernel.
+
+    That kernel packs nothing, which pays where there are few filters.
+    """
+    m, depth = filters.shape
+    total = columns.shape[1]
+    width = next((w for w in (256, 128, 64) if m * depth * w <= _SMALL_KERNEL), 0)
+    count = total // width if width else 0
+    if count < 2:
+        np.matmul(filters, columns, out=out)
+        return
+    whole = count * width
+    pieces = columns[:, :whole].reshape(depth, count, width).transpose(1, 0, 2)
+    targets = out[:, :whole].reshape(m, count, width).transpose(1, 0, 2)
+    np.matmul(filters, pieces, out=targets)
+    if whole < total:
+        np.matmul(filters, columns[:, whole:], out=out[:, whole:])
