@@ -193,6 +193,7 @@ inline long long __double_as_longlong(double f) { long long v; memcpy(&v, &f, 8)
 inline double __longlong_as_double(long long v) { double f; memcpy(&f, &v, 8); return f; }
 inline float __expf(float v) { return expf(v); }
 inline float exp2_fast(float v) { return exp2f(v); }
+inline float reciprocal_fast(float v) { return 1.0f / v; }
 inline float rsqrtf(float v) { return 1.0f / sqrtf(v); }
 inline double rsqrt(double v) { return 1.0 / sqrt(v); }
 template <typename T, typename V> T atomicAdd(T* p, V v) { T old = *p; *p = old + (T)v; return old; }
@@ -270,6 +271,31 @@ struct bfloat_t;
     }                                                                                             \
     inline void mma_int8(int (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {                        \
         mma_any<int, signed char>(c, a, b0, b1, [](signed char v) { return (int)v; });            \
+    }                                                                                             \
+    inline void prefetch_l2(const void*) {}                                                       \
+    inline void prefetch_l2(const void* p, u32 bytes) {                                           \
+        if (((uintptr_t)p | bytes) & 15) { fprintf(stderr, "misaligned prefetch\n"); abort(); }   \
+    }                                                                                             \
+    inline void fence_matrix_units() {}                                                           \
+    template <typename V> void pin(V&) {}                                                         \
+    inline void group_begin() {}                                                                  \
+    inline void group_commit() {}                                                                 \
+    template <int N> void group_wait() {}                                                         \
+    template <typename E> E swizzled_at(const unsigned char* tile, int row, int k) {              \
+        uintptr_t at = (uintptr_t)tile + row * 128 + k * sizeof(E);                               \
+        return *(const E*)(at ^ ((at >> 3) & 0x70));                                              \
+    }                                                                                             \
+    template <typename T> struct compute;                                                         \
+    template <typename T> typename compute<T>::type widen(T v);                                   \
+    template <typename C, typename E, int N>                                                      \
+    void emulated_group(C (&c)[N / 8][4], const unsigned char* a, const unsigned char* b) {       \
+        int lane = emu::current->lane, warp = threadIdx.x / 32 % 4;                               \
+        for (int j = 0; j < N / 8; j++)                                                           \
+            for (int i = 0; i < 4; i++) {                                                         \
+                int row = warp * 16 + lane / 4 + i / 2 * 8, col = j * 8 + lane % 4 * 2 + i % 2;   \
+                for (int k = 0; k < 32 / (int)sizeof(E); k++)                                     \
+                    c[j][i] += (C)widen(swizzled_at<E>(a, row, k)) * (C)widen(swizzled_at<E>(b, col, k)); \
+            }                                                                                     \
     }                                                                                             \
     inline u32 round_tf32(u32 b) { return (b + 0x1000u) & ~0x1fffu; }                             \
     inline u32 pack_half(float low, float high) { return (u32)to_half(high).bits << 16 | to_half(low).bits; } \

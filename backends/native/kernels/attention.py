@@ -18,13 +18,22 @@ from polytool.backends.native.kernels.source import (
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType
 
-_KEYS = 64
 _MMA = {
     DType.FLOAT16: ("mma_half", "pack_half"),
     DType.BFLOAT16: ("mma_bfloat", "pack_bfloat"),
 }
-WARPS = ((4, 1), (8, 1), (2, 1), (2, 2), (1, 4), (1, 2), (2, 4))
-"""Candidates: warps along queries (16 each) and along keys."""
+FORMS = (
+    (4, 1, 64),
+    (8, 1, 64),
+    (2, 2, 64),
+    (1, 4, 64),
+    (2, 2, 128),
+    (1, 4, 128),
+    (2, 4, 128),
+    (1, 8, 128),
+    (4, 2, 128),
+)
+"""Candidates: warps along queries (16 each), warps along keys, keys a tile."""
 
 
 class Shape(ctypes.Structure):
@@ -68,13 +77,16 @@ class Attention:
     Attributes:
         head: elements of a head, a multiple of 16 up to 256.
         mask: the mask's element type: a float type is added, BOOL selects, None for no mask.
+        form: warps along queries, warps along keys, keys a tile.
+        mask_rows: whether queries have different rows of the mask.
     """
 
     dtype: DType
     head: int
     mask: DType | None = None
     causal: bool = False
-    warps: tuple[int, int] = (4, 1)
+    form: tuple[int, int, int] = (4, 1, 64)
+    mask_rows: bool = True
 
     def __post_init__(self) -> None:
         if self.dtype not in _MMA or self.head % 16 or not 16 <= self.head <= 256:
@@ -86,22 +98,25 @@ class Attention:
     @property
     def shared(self) -> int:
         """Bytes of dynamic shared memory."""
-        tiles = (self.warps[0] * 16 + 4 * _KEYS) * (self.head + 8) * 2
-        parts = self.warps[0] * self.warps[1] * 32 * (self.head // 2 + 4) * 4
-        return max(tiles, parts if self.warps[1] > 1 else 0)
+        rows, key_warps, keys = self.form
+        tiles = (rows * 16 + 4 * keys) * (self.head + 8) * 2
+        parts = rows * key_warps * 32 * (self.head // 2 + 4) * 4
+        return max(tiles, parts if key_warps > 1 else 0)
 
     @cached_property
     def kernel(self) -> Kernel:
         """The kernel, for every shape."""
         mma, pack = _MMA[self.dtype]
-        threads = self.warps[0] * self.warps[1] * 32
+        threads = self.form[0] * self.form[1] * 32
         defines: dict[str, str | int] = {
             "T": C_TYPES[self.dtype],
             "MMA": mma,
             "PACK": pack,
             "HEAD": self.head,
-            "ROW_WARPS": self.warps[0],
-            "KEY_WARPS": self.warps[1],
+            "ROW_WARPS": self.form[0],
+            "KEY_WARPS": self.form[1],
+            "BC": self.form[2],
+            "MASK_ROWS": int(self.mask_rows),
             "CAUSAL": int(self.causal),
             "MASK": 0 if self.mask is None else 2 if self.mask is DType.BOOL else 1,
             "T_MASK": C_TYPES[self.mask or DType.FLOAT],
@@ -127,7 +142,7 @@ class Attention:
         )
         masked = self.mask is not None
         args = (Buffer(0), Buffer(1), Buffer(2), Buffer(4 if masked else 3), shape)
-        rows = self.warps[0] * 16
+        rows = self.form[0] * 16
         grid = (-(-layout.queries // rows), layout.heads, layout.batch)
         block = (self.kernel.threads, 1, 1)
         call = Call(self.kernel, grid, block, (*args, Buffer(3)) if masked else args, self.shared)

@@ -155,13 +155,13 @@ def _scaled(text: str, **defaults: float) -> Callable[..., str]:
         values = {k: literal(attrs.get(k, v), ctype) for k, v in defaults.items()}
         f = "f" if ctype == "float" else ""
         one, zero = literal(1, ctype), literal(0, ctype)
-        return text.format(a=a, f=f, one=one, zero=zero, t=ctype, **values)
+        return text.format(a=a, f=f, one=one, zero=zero, fast=attrs["fast"], **values)
 
     return emit
 
 
-def _gelu(a: str, *, ctype: str, approximate: str = "none", **_: Any) -> str:
-    return f"{'gelu_tanh' if approximate == 'tanh' else 'gelu_erf'}({a})"
+def _gelu(a: str, *, approximate: str = "none", fast: str, **_: Any) -> str:
+    return f"{'gelu_tanh' if approximate == 'tanh' else 'gelu_erf'}{fast}({a})"
 
 
 def _round(a: str, *, ctype: str, **_: Any) -> str:
@@ -206,7 +206,7 @@ _EMIT: dict[str, Callable[..., str]] = {
     "Elu": _scaled("({a} < {zero} ? {alpha} * expm1{f}({a}) : {a})", alpha=1.0),
     "Equal": _binary("({a} == {b})"),
     "Erf": _call("erf"),
-    "Exp": _call("exp"),
+    "Exp": lambda a, ctype, fast, **_: f"exp_fast({a})" if fast else _call("exp")(a, ctype=ctype),
     "Floor": _call("floor"),
     "Gelu": _gelu,
     "Greater": _binary("({a} > {b})"),
@@ -249,7 +249,7 @@ _EMIT: dict[str, Callable[..., str]] = {
         bias=0.0,
         lambd=0.5,
     ),
-    "Sigmoid": _unary("sigmoid({a})"),
+    "Sigmoid": lambda a, fast, **_: f"sigmoid{fast}({a})",
     "Sign": lambda a, ctype, **_: f"({a} != {a} ? {a} : ({ctype})(({a} > 0) - ({a} < 0)))",
     "Sin": _call("sin"),
     "Sinh": _call("sinh"),
@@ -260,7 +260,7 @@ _EMIT: dict[str, Callable[..., str]] = {
     "Sqrt": _call("sqrt"),
     "Sub": _binary("({a} - {b})"),
     "Sum": _fold(lambda a, b, _: f"({a} + {b})"),
-    "Swish": _scaled("({a} * sigmoid({alpha} * {a}))", alpha=1.0),
+    "Swish": _scaled("({a} * sigmoid{fast}({alpha} * {a}))", alpha=1.0),
     "Tan": _call("tan"),
     "Tanh": _call("tanh"),
     "ThresholdedRelu": _scaled("({a} > {alpha} ? {a} : {zero})", alpha=1.0),
@@ -326,7 +326,8 @@ def _expression(tree: Tree, step: Step, values: Sequence[str]) -> str:
         compared = compute_type(operand)
     while args and args[-1] is None:
         args.pop()
-    text = _EMIT[step.op](*args, ctype=compared, **_plain(attrs))
+    fast = "_fast" if step.dtype in REDUCED else ""
+    text = _EMIT[step.op](*args, ctype=compared, fast=fast, **_plain(attrs))
     return text if _is_real(ctype) or ctype == "bool" else f"({ctype})({text})"
 
 

@@ -37,13 +37,18 @@ SHARED_LIMIT = 227 * 1024
 
 @dataclass(frozen=True)
 class Tile:
-    """How a block is cut: BM x BN outputs, warps along both, slices of k in flight."""
+    """How a block is cut: BM x BN outputs, warps along both, slices of k in flight.
+
+    Attributes:
+        group: whether warpgroups (four warps, 64 rows) multiply straight from shared memory.
+    """
 
     m: int
     n: int
     warps_m: int
     warps_n: int
     stages: int
+    group: bool = False
 
     @property
     def threads(self) -> int:
@@ -56,22 +61,26 @@ class Tile:
         return max(self.stages * (self.m + self.n) * 128, self.m * (self.n + 8) * 4)
 
     def __str__(self) -> str:
-        return f"{self.m}x{self.n}w{self.warps_m}{self.warps_n}s{self.stages}"
+        form = "g" if self.group else "w"
+        return f"{self.m}x{self.n}{form}{self.warps_m}{self.warps_n}s{self.stages}"
 
 
 TILES = (
-    Tile(128, 256, 2, 4, 4),
-    Tile(256, 128, 4, 2, 4),
+    Tile(256, 128, 8, 1, 4, True),
+    Tile(128, 256, 4, 2, 4, True),
+    Tile(128, 128, 8, 1, 5, True),
+    Tile(128, 128, 4, 2, 5, True),
+    Tile(128, 64, 8, 1, 6, True),
+    Tile(64, 256, 4, 2, 5, True),
+    Tile(64, 128, 4, 1, 6, True),
+    Tile(64, 64, 4, 1, 6, True),
+    Tile(64, 64, 4, 1, 10, True),
+    Tile(64, 32, 4, 1, 8, True),
     Tile(128, 128, 2, 4, 3),
-    Tile(128, 128, 2, 2, 5),
-    Tile(128, 64, 2, 2, 4),
     Tile(128, 64, 4, 2, 6),
-    Tile(64, 128, 2, 2, 4),
-    Tile(64, 64, 2, 2, 4),
     Tile(64, 64, 2, 2, 6),
     Tile(64, 32, 2, 2, 6),
     Tile(32, 64, 2, 2, 6),
-    Tile(128, 32, 4, 1, 5),
     Tile(32, 32, 2, 2, 6),
     Tile(16, 64, 1, 4, 6),
 )
@@ -237,27 +246,72 @@ class Epilogue:
         (dtype,) = self.tree.output_dtypes
         return dtype
 
-    def code(self, vector: int) -> str:
-        """The function `epilogue` of gemm.cuh, for `vector` columns at once."""
-        kinds = [C_TYPES[d] for d in self.tree.inputs[1:]]
-        params = "".join(f", const {k}* x{i}" for i, k in enumerate(kinds, 1))
-        args = "".join(f", x{i}" for i in range(1, len(kinds) + 1))
-        loads, names = [], ["sum[i]"]
-        where = {"column": "col", "full": "at"}
-        for i, (kind, operand) in enumerate(zip(kinds, self.operands, strict=True), 1):
-            if operand in where:
-                place = where[operand]
-                loads.append(f"    auto p{i} = load_pack<{kind}, {vector}>(x{i} + {place});")
-                names.append(f"widen(p{i}.at[i])")
+    def column_bytes(self, columns: int, vector: int) -> int:
+        """Shared memory for the column operands of a tile."""
+        if vector < 8:
+            return 0
+        kinds = zip(self.tree.inputs[1:], self.operands, strict=True)
+        return sum(item_size(t) * columns for t, o in kinds if o == "column")
+
+    def code(self, vector: int, columns: int) -> str:
+        """What gemm.cuh wants of an epilogue, for `vector` columns at once and tiles of `columns`.
+
+        `stage_columns` brings column operands to shared memory, `fetch` loads what lies like the
+        output, `epilogue` computes.
+        """
+        types = list(zip(self.tree.inputs[1:], self.operands, strict=True))
+        params = "".join(f", const {C_TYPES[t]}* x{i}" for i, (t, _) in enumerate(types, 1))
+        args = "".join(f", x{i}" for i in range(1, len(types) + 1))
+        staged, members, fetched, loads, names = [], [], [], [], ["sum[i]"]
+        place = 0
+        for i, (dtype, operand) in enumerate(types, 1):
+            kind = C_TYPES[dtype]
+            packed = f"pack<{kind}, {vector}>"
+            if operand == "full":
+                members.append(f"    {packed} p{i};")
+                fetched.append(f"    to.p{i} = load_pack<{kind}, {vector}>(x{i} + at);")
+                names.append(f"widen(beside.p{i}.at[i])")
+            elif operand == "row":
+                members.append(f"    {kind} p{i};")
+                fetched.append(f"    to.p{i} = x{i}[row];")
+                names.append(f"widen(beside.p{i})")
+            elif operand == "scalar":
+                names.append(f"widen(*x{i})")
+            elif vector < 8:
+                loads.append(f"    const {packed} c{i} = load_pack<{kind}, {vector}>(x{i} + col);")
+                names.append(f"widen(c{i}.at[i])")
             else:
-                index = "row" if operand == "row" else "0"
-                names.append(f"widen(x{i}[{index}])")
+                per = 16 // item_size(dtype)
+                staged += [
+                    f"    for (int c = tid * {per}; c < BN; c += THREADS * {per})",
+                    f"        copy_async16(columns + {place} + c * {item_size(dtype)},"
+                    f" n0 + c < n ? x{i} + offset + n0 + c : x{i}, n0 + c < n);",
+                ]
+                loads.append(
+                    f"    const {packed} c{i} = load_pack<{kind}, {vector}>((const {kind}*)"
+                    f"(columns + {place}) + local);"
+                )
+                names.append(f"widen(c{i}.at[i])")
+                place += columns * item_size(dtype)
         lines, (result,) = emit(self.tree, names, " " * 8)
         return "\n".join(
             (
                 f"#define EPILOGUE_PARAMS {params}",
                 f"#define EPILOGUE_ARGS {args}",
-                f"DEVICE void epilogue(const ACC* sum, int row, int col, i64 at,"
+                "#define THREADS (WARPS_M * WARPS_N * 32)",
+                f"#define BESIDE {len(members)}",
+                "DEVICE void stage_columns(unsigned char* columns, int tid, int n0, int n,"
+                f" int offset{params}) {{",
+                *staged,
+                "}",
+                "struct operands {",
+                *members,
+                "};",
+                f"DEVICE void fetch(operands& to, i64 at, int row{params}) {{",
+                *fetched,
+                "}",
+                "DEVICE void epilogue(const ACC* sum, const operands& beside,"
+                " const unsigned char* columns, int local, int col,"
                 f" pack<T_OUT, {vector}>& out{params}) {{",
                 *loads,
                 "#pragma unroll",
@@ -291,6 +345,8 @@ class Gemm:
         """The kernel, for every shape."""
         mma, acc = _MMA[self.dtype]
         tile = self.tile
+        if tile.group:
+            mma = "mma_group"
         defines: dict[str, str | int] = {
             "T_IN": C_TYPES[self.dtype],
             "T_OUT": C_TYPES[self.epilogue.dtype],
@@ -303,11 +359,19 @@ class Gemm:
             "STAGES": tile.stages,
             "VEC": self.vector,
             "IMAGE": self.image,
+            "GROUP": int(tile.group),
         }
         if self.dtype is DType.FLOAT:
             defines["ROUND_TF32"] = 1
-        code = "\n".join((template("math"), self.epilogue.code(self.vector)))
+        code = "\n".join((template("math"), self.epilogue.code(self.vector, tile.n)))
+        if tile.group:
+            code += "\n" + group_product(self.dtype, tile.n // tile.warps_n)
         return assemble("gemm_tile", "gemm", defines=defines, code=code, threads=tile.threads)
+
+    @property
+    def shared(self) -> int:
+        """Bytes of dynamic shared memory."""
+        return self.tile.shared + self.epilogue.column_bytes(self.tile.n, self.vector)
 
     def kernels(self) -> tuple[Kernel, ...]:
         """Every kernel that `plan` can ask for."""
@@ -330,7 +394,36 @@ class Gemm:
         )
         grid = (shape.tiles_m * shape.tiles_n, problem.batch, split)
         block = (self.tile.threads, 1, 1)
-        return Plan((Call(self.kernel, grid, block, args, self.tile.shared, split),))
+        return Plan((Call(self.kernel, grid, block, args, self.shared, split),))
+
+
+_GROUP = {
+    DType.FLOAT16: ("k16.f32.f16.f16", ", 1, 1, 0, 0", "f", "float", "half_t"),
+    DType.BFLOAT16: ("k16.f32.bf16.bf16", ", 1, 1, 0, 0", "f", "float", "bfloat_t"),
+    DType.INT8: ("k32.s32.s8.s8", "", "r", "int", "signed char"),
+}
+
+
+def group_product(dtype: DType, columns: int) -> str:
+    """`mma_group`: a warpgroup multiplies 64 rows with `columns` over 32 bytes of k."""
+    shape, scales, register, acc, element = _GROUP[dtype]
+    count = columns // 2
+    registers = ", ".join(f"%{i}" for i in range(count))
+    operands = ", ".join(f'"+{register}"(c[{i // 4}][{i % 4}])' for i in range(count))
+    return "\n".join(
+        (
+            f"DEVICE void mma_group({acc} (&c)[{columns // 8}][4], const unsigned char* a,"
+            " const unsigned char* b) {",
+            "#ifdef HOST_EMULATION",
+            f"    emulated_group<{acc}, {element}, {columns}>(c, a, b);",
+            "#else",
+            f'    asm volatile("wgmma.mma_async.sync.aligned.m64n{columns}{shape} {{{registers}}},'
+            f' %{count}, %{count + 1}, 1{scales};"',
+            f'        : {operands} : "l"(matrix_descriptor(a)), "l"(matrix_descriptor(b)));',
+            "#endif",
+            "}",
+        )
+    )
 
 
 def vector_width(n: int, dtypes: Sequence[DType]) -> int:
@@ -359,12 +452,14 @@ def candidates(
     slices = -(-problem.k // slice_k)
     found = []
     for tile in TILES:
-        if tile.shared > SHARED_LIMIT:
+        if tile.group and dtype not in _GROUP:
             continue
         tiles = -(-problem.m // tile.m) * -(-n // tile.n) * problem.batch
         if tile.n > max(32, 2 * n) or tile.m > max(32, 2 * problem.m):
             continue
         gemm = Gemm(dtype, epilogue, tile, problem.image(slice_k), vector)
+        if gemm.shared > SHARED_LIMIT:
+            continue
         for split in SPLITS:
             blocks = tiles * split
             if split > 1 and (blocks > 1.5 * multiprocessors or slices < 2 * split):

@@ -21,7 +21,8 @@ from polytool.backends.native.kernels.source import (
 )
 from polytool.tensors import DType
 
-_THREADS = 256
+_THREADS = 128
+_SIDES = (2, 3)
 _Three = ctypes.c_int * 3
 
 
@@ -66,7 +67,7 @@ class Pool:
     def kernels(self) -> tuple[Kernel, ...]:
         """Every kernel that `plan` can ask for."""
         widths = (16 // item_size(self.dtype), 1) if self.channels_last else (1,)
-        return tuple(_kernel(self, v) for v in widths)
+        return tuple(_kernel(self, v, s) for v in widths for s in (0, *_SIDES))
 
     def plan(
         self,
@@ -115,12 +116,14 @@ class Pool:
             Buffer(2) if self.indices else ctypes.c_void_p(None),
         )
         grid = (min(max(1, -(-units // _THREADS)), 132 * 32), 1, 1)
-        call = Call(_kernel(self, vector), grid, (_THREADS, 1, 1), args)
+        flat = len(set(window.kernel)) == 1 and n == 2 and window.kernel[0] in _SIDES
+        kernel = _kernel(self, vector, window.kernel[0] if flat else 0)
+        call = Call(kernel, grid, (_THREADS, 1, 1), args)
         return Plan((call,) if units else ())
 
 
 @cache
-def _kernel(op: Pool, vector: int) -> Kernel:
+def _kernel(op: Pool, vector: int, side: int) -> Kernel:
     kinds = {"MaxPool": 0, "AveragePool": 2 if op.count_pads else 1, "LpPool": 3}
     source = C_TYPES[op.dtype]
     defines: dict[str, str | int] = {
@@ -129,6 +132,7 @@ def _kernel(op: Pool, vector: int) -> Kernel:
         "CHANNELS_LAST": int(op.channels_last),
         "VEC": vector,
         "INDICES": int(op.indices),
+        "SIDE": side,
         "LOWEST": "-INFINITY" if op.dtype.is_float else _LIMITS[source][0],
     }
     return assemble("pool", "pool", defines=defines, threads=_THREADS)

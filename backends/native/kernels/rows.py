@@ -98,6 +98,12 @@ class RowOp:
             )
             setup += [f"    x{i} += index * s{i}.step[d];" for i in outer]
             setup += ["    rest = next;", "}"]
+        lines = "for (int c = threadIdx.x * 32; c < length; c += MAX_THREADS * 32)"
+        ahead = [
+            f"{lines} prefetch_l2(x{i} + c);"
+            for i, (_, operand) in enumerate(self._inputs)
+            if operand == "column"
+        ]
         declared = "".join(f", const {C_TYPES[t]}* x{i}" for i, (t, _) in enumerate(self._inputs))
         n = len(self.before.inputs)
         return "\n".join(
@@ -105,6 +111,7 @@ class RowOp:
                 f"#define ROW_PARAMS {''.join(', ' + p for p in params)}",
                 f"#define ROW_ARGS {''.join(', ' + a for a in args)}",
                 f"#define ROW_SETUP {' '.join(setup)}",
+                f"#define ROW_PREFETCH {' '.join(ahead)}",
                 f"DEVICE pack<REAL, {vector}> before(u32 row, int col, i64 at{declared}) {{",
                 f"    pack<REAL, {vector}> result;",
                 *self._body(self.before, range(n), [], vector, "result.at[i] = (REAL)"),

@@ -3,7 +3,8 @@
 // A block takes ROW_WARPS * 16 queries of one head; the KEY_WARPS of a row group share every tile of
 // keys and combine at the end. All tensors are addressed by batch, head and row strides, so packed
 // QKV needs no transposes. Macros: T (half_t or bfloat_t), PACK, MMA, HEAD (size of a head),
-// ROW_WARPS, KEY_WARPS, CAUSAL, MASK (0 none, 1 additive, 2 boolean), T_MASK.
+// ROW_WARPS, KEY_WARPS, BC (keys a tile), CAUSAL, MASK (0 none, 1 additive, 2 boolean), T_MASK,
+// MASK_ROWS (0: one row of the mask serves all queries).
 
 struct attention_shape {
     int queries, keys, group, causal_offset;
@@ -13,7 +14,6 @@ struct attention_shape {
 };
 
 #define THREADS (ROW_WARPS * KEY_WARPS * 32)
-#define BC 64
 #define PITCH (HEAD + 8)
 #define CHUNKS (HEAD / 8)
 #define PART (BC / KEY_WARPS)
@@ -60,6 +60,21 @@ GLOBAL(KERNEL, THREADS)(const T* q, const T* k, const T* v, T* o, attention_shap
     for (int step = 0; step < steps; step++) {
         T* tile_k = tiles + (step & 1) * 2 * BC * PITCH;
         T* tile_v = tile_k + BC * PITCH;
+        const int key0 = key_warp * PART;
+#if MASK
+        // on its way while the keys arrive
+        T_MASK around[MASK_ROWS ? 2 : 1][PART / 8][2];
+#pragma unroll
+        for (int h = 0; h < (MASK_ROWS ? 2 : 1); h++)
+#pragma unroll
+            for (int j = 0; j < PART / 8; j++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    int row = MASK_ROWS ? min(first + row_warp * 16 + (lane >> 2) + h * 8, g.queries - 1) : 0;
+                    int key = min(step * BC + key0 + j * 8 + (lane & 3) * 2 + e, g.keys - 1);
+                    around[h][j][e] = mask[batch * g.mask[0] + head * g.mask[1] + row * g.mask[2] + key * g.mask[3]];
+                }
+#endif
         copy_wait<1>();
         __syncthreads();
         if (step == 0)
@@ -72,7 +87,6 @@ GLOBAL(KERNEL, THREADS)(const T* q, const T* k, const T* v, T* o, attention_shap
         copy_commit();
 
         float s[PART / 8][4] = {};
-        const int key0 = key_warp * PART;
 #pragma unroll
         for (int i = 0; i < HEAD / 16; i++)
 #pragma unroll
@@ -93,15 +107,10 @@ GLOBAL(KERNEL, THREADS)(const T* q, const T* k, const T* v, T* o, attention_shap
                 int key = step * BC + key0 + j * 8 + (lane & 3) * 2 + (e & 1);
                 float value = s[j][e] * (g.scale * LOG2E);
                 bool inside = key < g.keys && (!CAUSAL || key <= row + g.causal_offset);
-#if MASK
-                if (inside && row < g.queries) {
-                    T_MASK m = mask[batch * g.mask[0] + head * g.mask[1] + row * g.mask[2] + key * g.mask[3]];
 #if MASK == 1
-                    value += (float)widen(m) * LOG2E;
-#else
-                    inside = m;
-#endif
-                }
+                value += (float)widen(around[MASK_ROWS ? e >> 1 : 0][j][e & 1]) * LOG2E;
+#elif MASK == 2
+                inside = inside && around[MASK_ROWS ? e >> 1 : 0][j][e & 1];
 #endif
                 s[j][e] = inside ? value : -INFINITY;
                 high[e >> 1] = propagating_max(high[e >> 1], s[j][e]);

@@ -6,7 +6,8 @@
 // shared memory in a fixed order, each finishing its share of the rows.
 //
 // Macros: T_IN, T_OUT, ACC, MMA, BM, BN, WARPS_M, WARPS_N, STAGES, VEC (columns a store),
-// IMAGE (0: matrix, 1: convolution, 2: convolution whose channels fill whole slices).
+// IMAGE (0: matrix, 1: convolution, 2: convolution whose channels fill whole slices), GROUP (1: the
+// four warps of a warpgroup multiply 64 rows straight from shared memory; WARPS_M is a multiple of 4).
 
 struct gemm_shape {
     int m, n, k, tiles_m, tiles_n, col_batch;
@@ -23,6 +24,7 @@ struct gemm_shape {
 #define WN (BN / WARPS_N)
 #define MI (WM / 16)
 #define NI (WN / 8)
+#define ROW_BLOCK (GROUP ? 64 : 16)
 #define PER_CHUNK (16 / (int)sizeof(T_IN))
 #define BK (128 / (int)sizeof(T_IN))
 #define ROW_STEP (THREADS / 8)
@@ -30,6 +32,11 @@ struct gemm_shape {
 #define B_STEPS ((BN + ROW_STEP - 1) / ROW_STEP)
 #define STAGE_BYTES ((BM + BN) * 128)
 #define PITCH (BN + 8)
+#define UNITS ((BM * BN / 8 + THREADS - 1) / THREADS)
+#define HELD (BESIDE == 0 ? 1 : UNITS < 4 ? UNITS : 4)
+// slices on their way; warpgroups are still reading the one before
+#define AHEAD (GROUP ? STAGES - 2 : STAGES - 1)
+#define MAIN_BYTES (STAGES * STAGE_BYTES > BM * PITCH * 4 ? STAGES * STAGE_BYTES : BM * PITCH * 4)
 
 DEVICE unsigned char* swizzled(unsigned char* tile, int row, int chunk) {
     return tile + row * 128 + ((chunk ^ (row & 7)) << 4);
@@ -124,29 +131,57 @@ GLOBAL(KERNEL, THREADS)(const T_IN* a, const T_IN* __restrict__ b, T_OUT* d, gem
 #endif
     };
 
-    // the weights do not depend on the predecessor: fetch them while it still runs
-#pragma unroll
-    for (int s = 0; s < STAGES - 1; s++)
+    // weights do not depend on the predecessor: fetch them while it still runs
+    unsigned char* columns = shared + MAIN_BYTES;
+    stage_columns(columns, tid, n0, g.n, batch * g.col_batch EPILOGUE_ARGS);
+#pragma unroll 1
+    for (int s = 0; s < AHEAD; s++)
         if (begin + s < end) load_b(begin + s, s);
+    if (tile_m == 0 && begin + AHEAD < end) {
+        const int from = (begin + AHEAD) * BK, bytes = (min(end * BK, g.k) - from) * (int)sizeof(T_IN);
+        for (int row = tid; row < BN; row += THREADS)
+            if (n0 + row < g.n) prefetch_l2(b + (n0 + row) * g.ldb + from, bytes);
+    }
     wait_predecessor();
-#pragma unroll
-    for (int s = 0; s < STAGES - 1; s++) {
+#pragma unroll 1
+    for (int s = 0; s < AHEAD; s++) {
         if (begin + s < end) load_a(begin + s, s);
         copy_commit();
     }
 
+#if GROUP
+    const int warp_m = warp / 4 / WARPS_N * MI * 64 + warp % 4 * 16, warp_n = warp / 4 % WARPS_N * WN;
+#else
     const int warp_m = warp / WARPS_N * WM, warp_n = warp % WARPS_N * WN;
+#endif
     ACC acc[MI][NI][4] = {};
-    for (int slice = begin, stage = 0, fill = STAGES - 1; slice < end; slice++) {
-        copy_wait<STAGES - 2>();
+#define PIN_SUMS                                                                                  \
+    _Pragma("unroll") for (int i = 0; i < MI; i++) _Pragma("unroll") for (int j = 0; j < NI; j++) \
+        _Pragma("unroll") for (int e = 0; e < 4; e++) pin(acc[i][j][e]);
+#pragma unroll 1
+    for (int slice = begin, stage = 0, fill = AHEAD; slice < end; slice++) {
+        copy_wait<AHEAD - 1>();
+#if GROUP
+        fence_matrix_units();
+#endif
         __syncthreads();
-        if (slice + STAGES - 1 < end) {
-            load_b(slice + STAGES - 1, fill);
-            load_a(slice + STAGES - 1, fill);
+        if (slice + AHEAD < end) {
+            load_b(slice + AHEAD, fill);
+            load_a(slice + AHEAD, fill);
         }
         copy_commit();
         unsigned char* tile_a = shared + stage * STAGE_BYTES;
         unsigned char* tile_b = tile_a + BM * 128;
+#if GROUP
+        group_begin();
+#pragma unroll
+        for (int step = 0; step < 4; step++)
+#pragma unroll
+            for (int i = 0; i < MI; i++)
+                MMA(acc[i], tile_a + (warp_m / 64 + i) * 8192 + step * 32, tile_b + warp_n * 128 + step * 32);
+        group_commit();
+        group_wait<1>();
+#else
 #pragma unroll
         for (int step = 0; step < 4; step++) {
             u32 fa[MI][4], fb[NI / 2][4];
@@ -171,10 +206,28 @@ GLOBAL(KERNEL, THREADS)(const T_IN* a, const T_IN* __restrict__ b, T_OUT* d, gem
                 for (int j = 0; j < NI; j++)
                     MMA(acc[i][j], fa[i], fb[j / 2][(j & 1) * 2], fb[j / 2][(j & 1) * 2 + 1]);
         }
+#endif
         stage = stage + 1 == STAGES ? 0 : stage + 1;
         fill = fill + 1 == STAGES ? 0 : fill + 1;
     }
+#if GROUP
+    group_wait<0>();
+    PIN_SUMS
+#endif
     copy_wait<0>();
+
+    // operands that lie like the output, on their way while the blocks wait for each other
+    const int first = BM * rank / ranks, rows = BM * (rank + 1) / ranks - first;
+    operands held[HELD];
+    auto fetch_units = [&](int base) {
+#pragma unroll
+        for (int u = 0; u < HELD; u++) {
+            int unit = tid + (base + u) * THREADS, row = m0 + first + unit / (BN / 8), col = n0 + unit % (BN / 8) * 8;
+            if (VEC == 8 && unit < rows * (BN / 8) && row < g.m && col < g.n)
+                fetch(held[u], batch * g.batch_d + row * g.ldd + col, row EPILOGUE_ARGS);
+        }
+    };
+    fetch_units(0);
     __syncthreads();
 
     // through shared memory, so that rows are stored, and epilogue operands read, in whole vectors
@@ -185,42 +238,54 @@ GLOBAL(KERNEL, THREADS)(const T_IN* a, const T_IN* __restrict__ b, T_OUT* d, gem
         for (int j = 0; j < NI; j++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                int row = warp_m + i * 16 + half * 8 + (lane >> 2), col = warp_n + j * 8 + (lane & 3) * 2;
+                int row = warp_m + i * ROW_BLOCK + half * 8 + (lane >> 2), col = warp_n + j * 8 + (lane & 3) * 2;
                 pack<ACC, 2> pair = {{acc[i][j][half * 2], acc[i][j][half * 2 + 1]}};
                 store_pack<ACC, 2>(tile + row * PITCH + col, pair);
             }
     if (ranks > 1) cluster_sync();
     else __syncthreads();
-    const int first = BM * rank / ranks, rows = BM * (rank + 1) / ranks - first;
-    for (int unit = tid; unit < rows * (BN / 8); unit += THREADS) {
+    auto finish_unit = [&](int unit, operands& beside) {
         int row = first + unit / (BN / 8), col = unit % (BN / 8) * 8;
-        if (m0 + row >= g.m) break;
-        if (n0 + col >= g.n) continue;
+        if (unit >= rows * (BN / 8) || m0 + row >= g.m || n0 + col >= g.n) return;
         ACC sum[8];
         const ACC* mine = tile + row * PITCH + col;
         if (ranks > 1) {
 #pragma unroll
             for (int e = 0; e < 8; e++) sum[e] = 0;
-            for (int other = 0; other < ranks; other++)
+#pragma unroll 1
+            for (int from = 0; from < ranks; from += 4) {
+                float4 parts[4][2];
 #pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    float4 v = cluster_load((const float*)mine + half * 4, other);
-                    const ACC* part = (const ACC*)&v;
+                for (int i = 0; i < 4; i++)
+                    if (from + i < ranks) {
+                        parts[i][0] = cluster_load((const float*)mine, from + i);
+                        parts[i][1] = cluster_load((const float*)mine + 4, from + i);
+                    }
 #pragma unroll
-                    for (int e = 0; e < 4; e++) sum[half * 4 + e] += part[e];
-                }
+                for (int i = 0; i < 4; i++)
+                    if (from + i < ranks)
+#pragma unroll
+                        for (int e = 0; e < 8; e++) sum[e] += ((const ACC*)&parts[i][e / 4])[e % 4];
+            }
         } else {
 #pragma unroll
             for (int e = 0; e < 8; e++) sum[e] = mine[e];
         }
-        i64 at = batch * g.batch_d + (m0 + row) * g.ldd + n0 + col;
+        const i64 at = batch * g.batch_d + (m0 + row) * g.ldd + n0 + col;
 #pragma unroll
         for (int e = 0; e < 8; e += VEC) {
             if (n0 + col + e >= g.n) break;
+            if (VEC < 8) fetch(beside, at + e, m0 + row EPILOGUE_ARGS);
             pack<T_OUT, VEC> out;
-            epilogue(sum + e, m0 + row, batch * g.col_batch + n0 + col + e, at + e, out EPILOGUE_ARGS);
+            epilogue(sum + e, beside, columns, col + e, batch * g.col_batch + n0 + col + e, out EPILOGUE_ARGS);
             store_pack<T_OUT, VEC>(d + at + e, out);
         }
+    };
+#pragma unroll 1
+    for (int base = 0; base < UNITS; base += HELD) {
+#pragma unroll
+        for (int u = 0; u < HELD; u++) finish_unit(tid + (base + u) * THREADS, held[u]);
+        if (base + HELD < UNITS) fetch_units(base + HELD);
     }
     if (ranks > 1) cluster_sync();
 }

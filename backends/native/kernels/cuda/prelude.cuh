@@ -57,7 +57,25 @@ DEVICE void mma_int8(int (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 DEVICE u32 round_tf32(u32 bits) { u32 r; asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(__uint_as_float(bits))); return r; }
 DEVICE u32 pack_half(float low, float high) { u32 r; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
 DEVICE u32 pack_bfloat(float low, float high) { u32 r; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r; }
+DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }
+// `bytes` and the address are multiples of 16
+DEVICE void prefetch_l2(const void* p, u32 bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(p), "r"(bytes) : "memory");
+}
+// shared memory written by ordinary copies becomes visible to the matrix units
+DEVICE void fence_matrix_units() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+DEVICE void group_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N> DEVICE void group_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory"); }
+// the compiler must not move uses of a matrix unit's register across this
+DEVICE void pin(float& v) { asm volatile("" : "+f"(v) :: "memory"); }
+DEVICE void pin(int& v) { asm volatile("" : "+r"(v) :: "memory"); }
+// rows of 128 bytes in the 128-byte swizzle, eight rows to 1024 bytes, k contiguous
+DEVICE u64 matrix_descriptor(const void* p) {
+    return ((u64)(shared_address(p) & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+}
 DEVICE float exp2_fast(float v) { float r; asm("ex2.approx.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }
+DEVICE float reciprocal_fast(float v) { float r; asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }
 DEVICE u32 cluster_rank() { u32 r; asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
 DEVICE void cluster_sync() { asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 DEVICE float4 cluster_load(const float* mine, u32 rank) {

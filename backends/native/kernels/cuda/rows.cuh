@@ -35,6 +35,7 @@ template <bool MAXIMUM> DEVICE REAL reduce_row(REAL v) {
 
 GLOBAL(KERNEL, MAX_THREADS)(u32 rows, int length, float epsilon, T_OUT* out ROW_PARAMS) {
     release_successor();
+    ROW_PREFETCH
     wait_predecessor();
     const int t = threadIdx.x % ROW_THREADS;
     u32 row = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / ROW_THREADS;
