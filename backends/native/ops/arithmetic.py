@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -34,11 +35,9 @@ def div(xp: Any, a: Array, b: Array) -> Array:
     kind = a.dtype.kind
     if kind == "f":
         return xp.asarray(a / b)
-    quotient = a // b
-    if kind == "i":  # NumPy floors
-        below = ((a < 0) != (b < 0)) & (quotient * b != a) & (b != 0)
-        quotient = quotient + below.astype(a.dtype)
-    return xp.asarray(quotient)
+    if kind == "i":  # NumPy floors; without C's remainder there is nothing to round
+        a = a - xp.fmod(a, b)
+    return xp.asarray(a // b)
 
 
 @op("Mod", since=10, pointwise=True)
@@ -59,6 +58,8 @@ def pow_(xp: Any, x: Array, y: Array) -> Array:
                 return xp.asarray(x * x * x)
             if exponent == 1:
                 return x
+            if exponent == 0.5:  # as pow: zero has no sign, and minus infinity a root
+                return xp.where(x == -math.inf, x.dtype.type(math.inf), xp.sqrt(x + 0.0))
             if y.dtype != x.dtype and x.dtype.type(exponent) == exponent:
                 y = y.astype(x.dtype)
         result = xp.power(x, y)

@@ -140,7 +140,7 @@ def _to_e8m0(x: Array, saturate: bool, round_mode: str) -> Array:
     """The power of two above, below or nearest; the sign is ignored."""
     fraction, exponent = np.frexp(np.abs(x))
     power = exponent.astype(np.int32) + 126  # |x| = (2 * fraction) * 2 ** (exponent - 1)
-    limit = {"up": 0.5, "nearest": math.nextafter(0.75, 0), "down": 1.0}[round_mode]
+    limit = {"up": 0.5, "nearest": 0.75 - 2.0**-24, "down": 1.0}[round_mode]
     power += fraction > limit
     power = np.where(fraction == 0, -1, power)
     power = np.where(np.isinf(x), 255, power)

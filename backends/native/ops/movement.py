@@ -12,6 +12,7 @@ from polytool.backends.native.ops.registry import Arg, Array, Node, op, shape, u
 from polytool.errors import RunnerError
 
 Dims = tuple[int, ...]
+_VIEW_FROM = 4096  # elements up to which copying is cheaper than making a broadcast view
 
 
 @op("Identity", since=1, exact=True)
@@ -41,12 +42,13 @@ def reshape_shape(x: Arg, dims: Arg, *, allowzero: int = 0) -> Dims | None:
 
 
 def _resolved(old: Dims, new: list[int], allowzero: int) -> Dims:
-    if not allowzero and 0 in new:
-        new = [old[i] if d == 0 else d for i, d in enumerate(new)]
-    if -1 in new:
-        rest = math.prod(d for d in new if d != -1)
-        missing = math.prod(old) // rest if rest else 0
-        new = [missing if d == -1 else d for d in new]
+    kept = () if allowzero else tuple(i for i, d in enumerate(new) if d == 0)
+    if kept:
+        new = [old[i] if i in kept else d for i, d in enumerate(new)]
+    if -1 in new:  # kept dimensions cancel, also where they are zero
+        have = math.prod(d for i, d in enumerate(old) if i not in kept)
+        rest = math.prod(d for i, d in enumerate(new) if d != -1 and i not in kept)
+        new = [(have // rest if rest else 0) if d == -1 else d for d in new]
     return tuple(new)
 
 
@@ -143,9 +145,15 @@ def transpose_shape(x: Arg, *, perm: Sequence[int] | None = None) -> Dims:
 
 @op("Expand", since=8, exact=True, host=(1,))
 def expand(xp: Any, x: Array, dims: Array) -> Array:
-    """`x` broadcast with `dims`; a read-only view where it grows."""
+    """`x` broadcast with `dims`; a read-only view where it grows large."""
     wanted = _expanded(x.shape, dims.tolist())
-    return x if wanted == x.shape else xp.broadcast_to(x, wanted)
+    if wanted == x.shape:
+        return x
+    if math.prod(wanted) > _VIEW_FROM:
+        return xp.broadcast_to(x, wanted)
+    result = xp.empty(wanted, x.dtype)
+    result[...] = x
+    return result
 
 
 @shape("Expand")

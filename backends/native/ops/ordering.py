@@ -17,7 +17,8 @@ def top_k(
 ) -> tuple[Array, Array]:
     """The k extreme values along `axis`, in order, and where they lie; first come first."""
     count = int(k.item())
-    rows = xp.moveaxis(x, axis, -1)
+    last = axis in (-1, x.ndim - 1)
+    rows = x if last else xp.moveaxis(x, axis, -1)
     length = rows.shape[-1]
     places = None
     if xp is np and length > 64 and count * 8 <= length:
@@ -26,6 +27,8 @@ def top_k(
         places = _order(xp, rows, bool(largest))[..., :count]
     places = places.reshape(*rows.shape[:-1], count)
     values = xp.take_along_axis(rows, places, -1)
+    if last:
+        return values, places
     return xp.moveaxis(values, -1, axis), xp.moveaxis(places, -1, axis)
 
 
