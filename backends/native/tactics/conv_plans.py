@@ -55,7 +55,7 @@ class PointwisePlan:
             images, columns = slice(first, last), slice(start, stop)
             part = out[images, :, columns]
             if last - first == 1:
-                _multiply(filters, x[first, :, columns], part[0])
+                multiply(filters, x[first, :, columns], part[0])
             else:
                 np.matmul(filters, x[images, :, columns], out=part)
             if finish is not None:
@@ -110,10 +110,10 @@ class RowPlan:
             begin = offset * width
             columns = phases[phase][:, begin : begin + part.shape[1]]
             if i == 0:
-                _multiply(self._filters[i], columns, part)
+                multiply(self._filters[i], columns, part)
             else:
                 product = scratch("product", part.shape)
-                _multiply(self._filters[i], columns, product)
+                multiply(self._filters[i], columns, product)
                 np.add(part, product, out=part)
 
     def _columns(self, image: Array, phase: int, first: int, last: int) -> Array:
@@ -190,7 +190,7 @@ class PatchPlan:
             part = flat[image, :, :, pixels]
             columns = columns.reshape(group, self._depth, -1)
             if group == 1:
-                _multiply(self._filters[0], columns[0], part[0])
+                multiply(self._filters[0], columns[0], part[0])
             else:
                 np.matmul(self._filters, columns, out=part)
             if finish is not None:
@@ -358,7 +358,7 @@ def _run_blocks(block: Callable[[int], None], count: int, small: bool) -> None:
         parallel(block, count)
 
 
-def _multiply(filters: Array, columns: Array, out: Array) -> None:
+def multiply(filters: Array, columns: Array, out: Array) -> None:
     """`out` = filters @ columns, in pieces narrow enough for OpenBLAS's small-matrix kernel.
 
     That kernel packs nothing, which pays where there are few filters.
