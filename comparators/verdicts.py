@@ -198,6 +198,8 @@ def _default(errors: Errors, floor: Floor | None, grain: float, react: React) ->
     limits = _floor_limits(errors, floor, grain)
     excess, which = limits.excess(errors)
     source = f"floor of {floor.name}"
+    if grain > floor.largest * errors.scale:
+        source = f"absolute {grain:.2g}, as its operator rounds"
     if excess <= 1:
         return _float_verdict(errors, limits, excess, which, source, False)
     reaction = react()

@@ -42,7 +42,7 @@ def iterate_files(
             if name in together:
                 yield together
                 together = {}
-            together[name] = _read_array(path)
+            together[name] = read_array(path)
             if set(together) == names:
                 yield together
                 together = {}
@@ -68,13 +68,14 @@ def _array_name(path: str, stem: str, inputs: Sequence[TensorSpec]) -> str:
     )
 
 
-def _read_array(path: str) -> Any:
+def read_array(path: str) -> Any:
+    """The array in an `.npy` file, mapped."""
     return read_npy(DataFile.open(path).view, repr(path))
 
 
 def _file(path: str) -> Iterator[Mapping[str, Any]]:
     if path.endswith(".npz"):
-        yield _read_npz(path)
+        yield read_npz(path)
         return
     kind, runs = read_file(path)
     if kind != "inputs":
@@ -85,7 +86,8 @@ def _file(path: str) -> Iterator[Mapping[str, Any]]:
     yield from runs[0]
 
 
-def _read_npz(path: str) -> dict[str, Any]:
+def read_npz(path: str) -> dict[str, Any]:
+    """The arrays in an `.npz` archive by name."""
     try:
         with zipfile.ZipFile(path) as archive:
             return {

@@ -1,0 +1,1 @@
+"""Look into models, engines and saved data."""
