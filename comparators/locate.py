@@ -35,6 +35,7 @@ def locate(
     *,
     reference: Mapping[str, Any] | None = None,
     contributions: int = _CONTRIBUTIONS,
+    everywhere: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Location:
@@ -45,7 +46,9 @@ def locate(
         oracle: evaluates slices of the original model; also the reference for total errors.
         feeds: one mapping a sample; every layer is judged by its worst sample.
         reference: output name to array, to compare the outputs with in place of the oracle's.
-        contributions: for how many of the worst layers to measure what they do to the outputs.
+        contributions: for how many layers to measure what they do to the outputs.
+        everywhere: measure that of the layers with the largest own errors, sound ones too, and
+            not of the broken and suspicious ones only.
         seed: of the noise that conditions are measured with.
         progress: called with a line of text now and then.
 
@@ -61,7 +64,8 @@ def locate(
         if not walk.samples:
             raise UsageError("locate needs at least one sample of inputs")
         findings = walk.findings()
-        measured = _with_contributions(walk, oracle, findings, contributions)
+        chosen = _to_measure(findings, contributions, everywhere)
+        measured = _with_contributions(walk, oracle, findings, chosen)
         outputs = walk.output_errors(reference)
     return Location(
         _verdict(walk, measured), tuple(measured), outputs, walk.not_checked(), runner.settings
@@ -127,6 +131,17 @@ class _Walk:
             rows.append(found.finding(tap, index, mean, self.slices[index].holds_bodies))
         return rows
 
+    def error_of(self, finding: Finding, feed: Feeds) -> tuple[Any, Any]:
+        """The exact value of a layer's tensor, and the error that the layer adds to it."""
+        found = self.worst[finding.position]
+        if found.own_delta is not None and found.exact is not None:
+            return found.exact, found.own_delta
+        (tensor,) = finding.tensors
+        exact = self.oracle.evaluate(feed, [tensor])[tensor]
+        noise = np.random.default_rng((self.seed, finding.position)).standard_normal(exact.shape)
+        scale = np.linalg.norm(exact) / max(float(np.linalg.norm(noise)), 1e-300)
+        return exact, noise * scale * (finding.own_error or 0.0)
+
     def output_errors(self, reference: Mapping[str, Any] | None) -> dict[str, float | None]:
         """Relative L2 of the outputs, worst sample."""
         if reference is None:
@@ -191,22 +206,34 @@ class _Sample:
         return value
 
 
+def _to_measure(findings: Sequence[Finding], count: int, everywhere: bool) -> list[Finding]:
+    """The layers whose contribution is worth a run of the oracle, none inside bodies."""
+    flat = [f for f in findings if f.total_error is not None and f.own_error]
+    if everywhere:
+        return sorted(flat, key=lambda f: -(f.own_error or 0.0))[:count]
+    return [f for f in sorted(flat, key=lambda f: f.rank)[:count] if f.verdict != EXPECTED]
+
+
 def _with_contributions(
-    walk: _Walk, oracle: LayerOracle, findings: list[Finding], count: int
+    walk: _Walk, oracle: LayerOracle, findings: list[Finding], chosen: Sequence[Finding]
 ) -> list[Finding]:
-    """For the worst layers: what their own error, alone, does to the outputs."""
-    worst = sorted(findings, key=lambda f: f.rank)[:count]
+    """What the own error of each chosen layer, alone, does to the outputs.
+
+    The error is the layer's own where that was kept, else noise of its size.
+    """
     names = [spec.name for spec in walk.runner.outputs]
+    exact: dict[int, Mapping[str, Any]] = {}
     results = {}
-    for finding in worst:
-        found = walk.worst[finding.position]
-        if finding.verdict == EXPECTED or found.own_delta is None or found.exact is None:
-            continue
-        feed = walk.samples[int(finding.iteration.split(".")[0])]
-        with_error = {**feed, finding.tensors[0]: found.exact + found.own_delta}
-        exact = oracle.evaluate(feed, names)
-        moved = oracle.evaluate(with_error, names)
-        errors = [relative_l2(moved[n], exact[n]) for n in names if _is_float(exact[n])]
+    for finding in chosen:
+        number = int(finding.iteration.split(".")[0])
+        feed = walk.samples[number]
+        (tensor,) = finding.tensors
+        if number not in exact:
+            exact[number] = oracle.evaluate(feed, names)
+        right, delta = walk.error_of(finding, feed)
+        moved = oracle.evaluate({**feed, tensor: right + delta}, names)
+        pairs = [(moved[n], exact[number][n]) for n in names if _is_float(exact[number][n])]
+        errors = [relative_l2(a, r) for a, r in pairs]
         if errors:
             results[finding.position] = max(float("inf") if e is None else e for e in errors)
     return [f.with_contribution(results.get(f.position)) for f in findings]

@@ -15,7 +15,8 @@ Accepts = Callable[[frozenset[str]], bool]
 """Runs the whole model on every sample with these candidates in higher precision; whether the
 target is met."""
 
-_MOST_RUNS = 400
+_MOST_RUNS = 120
+_EXCHANGED = 8  # of the candidates that were left out, so many are tried in place of two
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class _Search:
         improved = True
         while improved and len(chosen) > 1 and not self.spent:
             improved = False
-            others = [i for i in range(len(self._names)) if i not in chosen][: 2 * len(chosen) + 4]
+            others = [i for i in range(len(self._names)) if i not in chosen][:_EXCHANGED]
             pairs = [(a, b) for j, a in enumerate(chosen) for b in chosen[j + 1 :]]
             for a, b in pairs:
                 rest = [i for i in chosen if i not in (a, b)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ def engine_from_onnx(model: Any, config: BuilderConfig | None = None) -> Engine:
     """Build an engine.
 
     Args:
-        model: a path, an `onnx.ModelProto`, serialized bytes, or a `polytool.model.Model`.
+        model: a path, an `onnx.ModelProto`, serialized bytes, a `polytool.model.Model`, or what
+            `prepared` makes of one.
         config: what to build; fp32 on the best device by default.
 
     Raises:
@@ -29,16 +31,32 @@ def engine_from_onnx(model: Any, config: BuilderConfig | None = None) -> Engine:
     """
     config = config or BuilderConfig()
     device = choose_device(config.device)
-    source = load(model)
-    if config.optimize:
-        from polytool.surgeon import simplify
-
-        source = with_shapes(simplify(source))
+    if isinstance(model, Prepared):
+        source = model.simplified if config.optimize else model.original
+    else:
+        source = load(model)
+        source = prepared(source).simplified if config.optimize else source
     network = parse(source)
     notes: list[str] = []
     for rewrite in PASSES if config.optimize else UNOPTIMIZED:
         notes += rewrite(network, config).notes
     return Engine(model_name(source), network, config, device, tuple(notes))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model whose simplification is shared by the engines that are built from it."""
+
+    original: Model
+    simplified: Model
+
+
+def prepared(model: Any) -> Prepared:
+    """Simplify a model once, to build several engines from it."""
+    from polytool.surgeon import simplify
+
+    original = load(model)
+    return Prepared(original, with_shapes(simplify(original)))
 
 
 def with_shapes(model: Model) -> Model:

@@ -154,8 +154,11 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """The name of the layer's last tensor, which no other layer produces."""
-        return self.outputs[-1].name if self.outputs else self.nodes[-1].op
+        """The ONNX tensor that the layer ends in, or its own name where it equals none."""
+        if not self.outputs:
+            return self.nodes[-1].op
+        last = self.outputs[-1]
+        return last.value_of.tensor if last.value_of and not last.value_of.map else last.name
 
     @property
     def inputs(self) -> list[Tensor]:

@@ -191,14 +191,13 @@ def transposed_windows(
     pads = pads if pads and auto_pad in ("NOTSET", "") else [0] * (2 * rank)
     if output_shape is not None:
         output_shape = output_shape[-rank:] if rank else []  # old models give N and C as well
-    elif auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        output_shape = [n * s for n, s in zip(size, strides, strict=True)]
     before, after, out = [], [], []
     for axis, (n, k, s, d) in enumerate(zip(size, kernel, strides, dilations, strict=True)):
         full = s * (n - 1) + extra[axis] + (k - 1) * d + 1
         front, back = pads[axis], pads[rank + axis]
-        if output_shape is not None:
-            total = full - output_shape[axis]
+        if output_shape is not None or auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+            wanted = min(full, n * s) if output_shape is None else output_shape[axis]
+            total = full - wanted
             front = max(total, 0) // 2 if auto_pad == "SAME_UPPER" else -(-max(total, 0) // 2)
             back = total - front
         before.append(front)

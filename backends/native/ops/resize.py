@@ -138,10 +138,10 @@ def _coordinates(a: _Axis, mode: str) -> Array:
     if mode == "pytorch_half_pixel" or (mode == "align_corners" and a.out == 1):
         return np.zeros_like(x)
     if mode == "align_corners":
-        return x * last / (a.length - _F(1))
+        return x * last / (a.length - _F(1))  # not rounded down: the conformance suite's reading
     if mode == "tf_crop_and_resize":
         if a.out > 1:
-            return a.start * last + x * (a.end - a.start) * last / (a.length - _F(1))
+            return a.start * last + x * (a.end - a.start) * last / _F(a.out - 1)
         return np.full_like(x, _F(0.5) * (a.start + a.end) * last)
     raise ModelError(f"Resize has no coordinate_transformation_mode {mode!r}")
 

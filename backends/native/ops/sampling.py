@@ -127,6 +127,8 @@ def _within(xp: Any, place: Array, size: int, low: float, mode: str, padding_mod
     if mode == "nearest":
         place = xp.rint(place)
     if padding_mode == "border":
+        if mode == "cubic":  # as in PyTorch, only the neighbours are clipped
+            return place
         return xp.where((place < low) | (place > high), xp.clip(place, 0, size - 1), place)
     if padding_mode == "reflection":
         return _reflected(xp, place, low, high)

@@ -111,9 +111,8 @@ def windows(
             back = total - front
         else:
             room = n + front + back - extent
-            ceil = ceil_mode and auto_pad != "VALID"
-            count = (-(-room // s) if ceil else room // s) + 1
-            if ceil and (count - 1) * s >= n + front:
+            count = (-(-room // s) if ceil_mode else room // s) + 1
+            if ceil_mode and (count - 1) * s >= n + front:
                 count -= 1
         before.append(front)
         after.append(back)

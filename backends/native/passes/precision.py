@@ -148,8 +148,13 @@ class _Lowering:
         value_of = current.value_of and ValueOf(
             current.value_of.tensor, (*current.value_of.map, ("cast", dtype.label))
         )
-        name = tensor.name if dtype is tensor.dtype else f"{tensor.name}:{dtype.label}"
-        new = Tensor(name, dtype, current.shape, value_of=value_of, place=current.place)
+        new = Tensor(
+            f"{tensor.name}:{dtype.label}",
+            dtype,
+            current.shape,
+            value_of=value_of,
+            place=current.place,
+        )
         if current.constant is not None:
             if overflows(current.constant, dtype):
                 self.result.notes.append(

@@ -1,0 +1,1 @@
+"""Find the layer that loses precision, the smallest failing model, a flaky command."""
