@@ -255,12 +255,13 @@ def _response_limits(
 def _float_verdict(
     errors: Errors, limits: _Limits, excess: float, which: str, source: str, unstable: bool
 ) -> Judgement:
-    tolerance = {
-        "check": "default",
-        "relative_l2": _over(limits.l2, errors.reference_l2),
-        "max_scaled": _over(limits.largest, errors.scale),
-        "source": source,
-    }
+    tolerance: dict[str, Any] = {"check": "default"}
+    if source.startswith("absolute"):
+        tolerance["absolute"] = limits.largest
+    else:
+        tolerance["relative_l2"] = _over(limits.l2, errors.reference_l2)
+        tolerance["max_scaled"] = _over(limits.largest, errors.scale)
+    tolerance["source"] = source
     if excess <= 1:
         reason = "agrees within the model's own instability" if unstable else ""
         return Judgement(AGREE, reason, tolerance, excess, unstable)

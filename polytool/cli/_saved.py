@@ -82,12 +82,12 @@ class Layout:
             return "\n".join(f"[{i}]\n{self._values(v)}" for i, v in enumerate(value))
         if not isinstance(value, np.ndarray):
             return str(value)
-        options = {
-            "edgeitems": value.size + 1 if self.items < 0 else self.items,
-            "threshold": value.size + 1 if self.items < 0 else 6 * max(self.items, 1),
-            "max_line_width": 1 << 30 if self.width < 0 else self.width,
-        }
-        return np.array2string(value, separator=" ", **options)
+        return np.array2string(
+            value,
+            edgeitems=value.size + 1 if self.items < 0 else self.items,
+            threshold=value.size + 1 if self.items < 0 else 6 * max(self.items, 1),
+            max_line_width=1 << 30 if self.width < 0 else self.width,
+        )
 
 
 def _headline(run: Run) -> str:

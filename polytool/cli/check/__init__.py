@@ -1,0 +1,1 @@
+"""Check models for faults, and saved comparisons against other tolerances."""
