@@ -238,6 +238,10 @@ class Model:
         """Whether the file is known already; the model's own file always is."""
         return location in self._files
 
+    def is_own(self, location: str) -> bool:
+        """Whether `location` is the model's own file, or memory, and no external data."""
+        return location in self._own
+
     def is_data_file(self, path: str, location: str) -> bool:
         """Whether `path` is the external data file that `location` names."""
         if self._directory is None:

@@ -34,7 +34,7 @@ def evaluate(node: Node, inputs: Sequence[Any]) -> list[Any]:
     """
     if _is_local_function(node):
         raise CannotEvaluateError(f"{node.op} is a function of the model")
-    attributes = {name: _attribute(node, attribute) for name, attribute in node.attributes.items()}
+    attributes = attributes_of(node)
     names: list[str | np.ndarray | None] = [
         f"input{i}" if v is not None else None for i, v in enumerate(inputs)
     ]
@@ -55,6 +55,11 @@ def evaluate(node: Node, inputs: Sequence[Any]) -> list[Any]:
     except Exception as err:  # whatever an operator raises on a broken model is a reason
         raise CannotEvaluateError(f"{node.op} fails on its constant inputs: {err}") from err
     return [table.get(name) if name else None for name in outputs]
+
+
+def attributes_of(node: Node) -> dict[str, Any]:
+    """The attributes as operators take them: tensors as arrays."""
+    return {name: _attribute(node, attribute) for name, attribute in node.attributes.items()}
 
 
 def _is_local_function(node: Node) -> bool:
