@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from polytool.cli.output import table, verdict
 from polytool.tensors import format_shape
 
@@ -12,8 +14,9 @@ if TYPE_CHECKING:
     from polytool.comparators.comparison import Comparison, OutputResult, Pair
 
 MOST_ROWS = 20  # outputs that are shown; the worst come first where there are more
-_NAME = 32  # characters of an output's name; the middle of longer ones is left out
-_TYPE = 24
+MOST_EXPLAINED = 5
+_WIDTH = 100
+_NAMES = (40, 32, 24, 16, 12)  # characters of names and types; the middle of longer ones goes
 
 
 def describe(comparison: Comparison) -> str:
@@ -55,18 +58,27 @@ def _pair(pair: Pair, several: bool) -> str:
         counts = [f"{verdicts.count(v)} {v.replace('_', ' ')}" for v in dict.fromkeys(verdicts)]
         lines.append(f"... and {len(hidden)} more: {', '.join(counts)}")
     lines += _sources(shown)
-    for output in shown:
-        if not output.agreed:
-            lines += list(_explain(output, pair))
-    if any(not o.agreed for o in shown):
+    wrong = [o for o in shown if not o.agreed]
+    for output in wrong[:MOST_EXPLAINED]:
+        lines += list(_explain(output, pair))
+    if wrong:
         lines += [f"they ran with other settings: {note}" for note in pair.notes]
     return "\n".join(lines)
 
 
 def _table(outputs: Sequence[OutputResult]) -> str:
+    """As wide as names need, but not wider than a terminal."""
+    for width in _NAMES:
+        text = _table_of(outputs, width)
+        if max(len(click.unstyle(line)) for line in text.splitlines()) <= _WIDTH:
+            break
+    return text
+
+
+def _table_of(outputs: Sequence[OutputResult], width: int) -> str:
     headers = ["output", "verdict", "type", "max abs", "of scale", "rel L2", "tolerance"]
     align = "lllrrrl"
-    rows = [_row(o) for o in outputs]
+    rows = [_row(o, width) for o in outputs]
     if any(len(o.iterations) > 1 for o in outputs):
         headers.insert(3, "worst at")
         align = "lllrrrrl"
@@ -75,18 +87,18 @@ def _table(outputs: Sequence[OutputResult]) -> str:
     return table(rows, headers, align=align)
 
 
-def _row(output: OutputResult) -> list[str]:
+def _row(output: OutputResult, width: int) -> list[str]:
     numbers = [_number(output.metrics.get(k)) for k in ("max_abs", "max_scaled", "rel_l2")]
-    name = _shorten(output.name, _NAME)
+    name, kind = _shorten(output.name, width), _shorten(_type(output), width)
     limit = _limit(output.judgement.tolerance)
-    return [name, verdict(output.verdict), _type(output), *numbers, limit]
+    return [name, verdict(output.verdict), kind, *numbers, limit]
 
 
 def _type(output: OutputResult) -> str:
     worst = output.worst
     if not worst.dtypes[0]:
         return ""
-    return _shorten(f"{worst.dtypes[1]}{format_shape(worst.shapes[1])}", _TYPE)
+    return f"{worst.dtypes[1]}{format_shape(worst.shapes[1])}"
 
 
 def _shorten(text: str, width: int) -> str:
@@ -122,7 +134,7 @@ def _sources(outputs: Sequence[OutputResult]) -> Iterator[str]:
     for output in outputs:
         source = output.judgement.tolerance.get("source")
         if source and source not in ("given", "exact"):
-            found.setdefault(source, []).append(_shorten(output.name, _NAME))
+            found.setdefault(source, []).append(_shorten(output.name, 24))
     for source, names in found.items():
         whose = "" if len(found) == 1 else f" of {', '.join(names[:3])}"
         whose += " ..." if len(found) > 1 and len(names) > 3 else ""
