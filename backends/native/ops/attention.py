@@ -20,12 +20,13 @@ Dims = tuple[int, ...]
 
 def split_heads(x: Array, heads: int) -> Array:
     """(batch, length, heads * size) as (batch, heads, length, size)."""
-    return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(0, 2, 1, 3)
 
 
 def merge_heads(x: Array) -> Array:
     """The inverse of `split_heads`."""
-    return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
+    batch, heads, length, size = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(batch, length, heads * size)
 
 
 def appended(xp: Any, past: Array | None, new: Array) -> Array:

@@ -40,7 +40,7 @@ def conv(
 def convolve(xp: Any, x: Array, w: Array, where: Windows, group: int) -> Array:
     """The product of every window with every filter, in the type of `x`."""
     n, c, m = x.shape[0], x.shape[1], w.shape[0]
-    filters = w.reshape(group, m // group, -1)
+    filters = w.reshape(group, m // group, prod(w.shape[1:]))
     if where.is_pointwise and not any(where.before):
         y = filters @ x.reshape(n, group, c // group, prod(where.out))
         return y.reshape(n, m, *where.out)
@@ -56,8 +56,8 @@ def convolve(xp: Any, x: Array, w: Array, where: Windows, group: int) -> Array:
     for image in range(n):
         for start in range(0, where.out[0], rows):
             block = (..., slice(start, start + rows), *inner)
-            columns = view[image][block].reshape(group, filters.shape[2], -1)
             target = y[image][block]
+            columns = view[image][block].reshape(group, filters.shape[2], prod(target.shape[2:]))
             target[...] = (filters @ columns).reshape(target.shape)
     return y.reshape(n, m, *where.out)
 
@@ -65,13 +65,13 @@ def convolve(xp: Any, x: Array, w: Array, where: Windows, group: int) -> Array:
 def _depthwise(xp: Any, x: Array, w: Array, where: Windows) -> Array:
     """One input channel a group: a multiply-add a kernel position."""
     n, c = x.shape[:2]
-    filters = w.reshape(c, -1, *where.kernel)
+    filters = w.reshape(c, w.shape[0] // c, *where.kernel)
     ones = (1,) * len(where.out)
     x = x[:, :, None]
     y = xp.zeros((n, c, filters.shape[1], *where.out), dtype=x.dtype)
     for tap, part in where.taps():
         y += filters[:, :, *tap].reshape(c, -1, *ones) * x[..., *part]
-    return y.reshape(n, -1, *where.out)
+    return y.reshape(n, w.shape[0], *where.out)
 
 
 @shape("Conv", "ConvInteger")
@@ -131,7 +131,7 @@ def convolve_integers(
     w = w.astype(np.int32)
     if w_zero is not None:
         w = w - w_zero.astype(np.int32).reshape(-1, *[1] * (w.ndim - 1))
-    filters = w.reshape(w.shape[0], -1)
+    filters = w.reshape(w.shape[0], prod(w.shape[1:]))
     return exact_product(
         xp, lambda a, b: convolve(xp, a, b.reshape(w.shape), where, group), x, filters, axis=1
     )
@@ -165,7 +165,7 @@ def conv_transpose(
         strides=strides,
     )
     n, c = x.shape[:2]
-    filters = w.reshape(group, c // group, -1)
+    filters = w.reshape(group, c // group, prod(w.shape[1:]))
     columns = filters.swapaxes(1, 2) @ x.reshape(n, group, c // group, prod(x.shape[2:]))
     m = w.shape[1] * group
     y = fold(xp, columns.reshape(n, m, *where.kernel, *where.out), where)

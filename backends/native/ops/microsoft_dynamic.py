@@ -102,8 +102,12 @@ def dynamic_quantize_lstm(
 ) -> tuple[Array, ...]:
     """LSTM with weights (directions, features, 4 * hidden) in 8 bits.
 
-    The input is quantised once, over all time steps; the last output anew at every step.
+    The input is quantised once, over the steps of the longest sequence; the last output anew at
+    every step.
     """
+    steps = x.shape[0]
+    if sequence_lens is not None:
+        x = x[: int(sequence_lens.max())]
     frame = Recurrence(xp, direction, 0, sequence_lens, clip)
     functions = activation_functions(
         activations,
@@ -117,14 +121,18 @@ def dynamic_quantize_lstm(
     for i, backwards in enumerate(frame.reversed):
         times_w = _quantised(xp, w, w_scale, w_zero_point, i)
         times_r = _quantised(xp, r, r_scale, r_zero_point, i)
-        gates = times_w(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:2], 4 * hidden)
+        gates = times_w(x.reshape(prod(x.shape[:2]), x.shape[2])).reshape(*x.shape[:2], 4 * hidden)
         if b is not None:
             gates = gates + (b[i, : 4 * hidden] + b[i, 4 * hidden :])
         step = lstm_step(
             frame, times_r, None if p is None else p[i], functions[i], bool(input_forget)
         )
         runs.append(frame.run(gates, step, (h0[i], c0[i]), backwards))
-    return frame.collect(runs)
+    y, *states = frame.collect(runs)
+    if y.shape[0] < steps:
+        padding = xp.zeros((steps - y.shape[0], *y.shape[1:]), dtype=y.dtype)
+        y = xp.concatenate([y, padding])
+    return y, *states
 
 
 def _quantised(

@@ -145,7 +145,7 @@ def qlinear_softmax(
     """Softmax, requantised; before opset 13 over all axes from `axis` on."""
     values = dequantize(x, x_scale, x_zero_point)
     if opset < 13:
-        rows = values.reshape(prod(x.shape[: axis % x.ndim]), -1)
+        rows = values.reshape(prod(x.shape[: axis % x.ndim]), prod(x.shape[axis % x.ndim :]))
         y = softmax(xp, rows).reshape(x.shape)
     else:
         y = softmax(xp, values, axis=axis)

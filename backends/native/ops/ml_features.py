@@ -98,7 +98,7 @@ def feature_vectorizer(xp: Any, *inputs: Array, inputdimensions: Ints | None = N
     parts = []
     for x, width in zip(inputs, widths, strict=True):
         part = xp.zeros((rows, width), dtype=np.float32)
-        source = x.reshape(rows, -1)[:, :width]
+        source = x.reshape(rows, _width(x.shape))[:, :width]
         part[:, : source.shape[1]] = source
         parts.append(part)
     return xp.concatenate(parts, axis=1)

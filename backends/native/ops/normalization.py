@@ -139,7 +139,7 @@ def standardize(xp: Any, x: Array, axes: Ints, epsilon: float) -> Array:
 
 
 def _grouped(xp: Any, x: Array, groups: int, epsilon: float) -> Array:
-    grouped = x.reshape(x.shape[0], groups, -1)
+    grouped = x.reshape(x.shape[0], groups, prod(x.shape[1:]) // groups)
     return standardize(xp, grouped, (2,), epsilon)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from polytool.backends.native.ops.normalization import mean
 from polytool.backends.native.ops.registry import Arg, Array, flops, op, shape
 from polytool.backends.native.ops.windows import Windows, pad_spatial, reduce_windows, windows
 
@@ -143,7 +144,7 @@ def global_max_pool(xp: Any, x: Array) -> Array:
 @op("GlobalAveragePool", since=1)
 def global_average_pool(xp: Any, x: Array) -> Array:
     """The mean of each channel."""
-    return x.mean(axis=tuple(range(2, x.ndim)), keepdims=True)
+    return mean(x, range(2, x.ndim))
 
 
 @op("GlobalLpPool", since=1)

@@ -24,7 +24,7 @@ def interpolate(
     xp: Any, x: Array, coordinates: Sequence[Array], mode: str, fix: Sequence[Fix]
 ) -> Array:
     """Sample `x` (N, C, *S) at points given by one (N, P) array an axis: (N, C, P)."""
-    flat = x.reshape(*x.shape[:2], -1)
+    flat = x.reshape(*x.shape[:2], prod(x.shape[2:]))
     axes = []
     for size, where, valid in zip(x.shape[2:], coordinates, fix, strict=True):
         axes.append([(*valid(i, size), w) for i, w in _neighbours(xp, where, mode)])
@@ -35,7 +35,9 @@ def interpolate(
             zip(x.shape[3:], (c[0] for c in corner[1:]), strict=True),
             corner[0][0],
         )
-        value = xp.stack([image[:, points] for image, points in zip(flat, index, strict=True)])
+        value = xp.empty((*flat.shape[:2], index.shape[1]), dtype=x.dtype)
+        for image, points, target in zip(flat, index, value, strict=True):
+            target[...] = image[:, points]
         for _, inside, weight in corner:
             if weight is not None:
                 value = value * weight[:, None]
@@ -214,14 +216,14 @@ def deform_conv(
         grid = (taps[:, None] + steps).reshape(dims)
         grid = np.broadcast_to(grid, (*where.kernel, *where.out)).reshape(places, *where.out)
         place = moves[:, :, axis] + xp.asarray(grid.astype(x.dtype))
-        coordinates.append(place.reshape(n * offset_group, -1))
+        coordinates.append(place.reshape(n * offset_group, places * prod(where.out)))
     image = x.reshape(n * offset_group, c // offset_group, *x.shape[2:])
     columns = interpolate(xp, image, coordinates, "linear", [outside_is_zero] * rank)
-    columns = columns.reshape(n, offset_group, c // offset_group, places, -1)
+    columns = columns.reshape(n, offset_group, c // offset_group, places, prod(where.out))
     if mask is not None:
-        columns = columns * mask.reshape(n, offset_group, 1, places, -1)
-    filters = w.reshape(group, m // group, -1)
-    y = filters @ columns.reshape(n, group, c // group * places, -1)
+        columns = columns * mask.reshape(n, offset_group, 1, places, prod(where.out))
+    filters = w.reshape(group, m // group, prod(w.shape[1:]))
+    y = filters @ columns.reshape(n, group, c // group * places, prod(where.out))
     y = y.reshape(n, m, *where.out)
     return y if b is None else y + b.reshape(-1, *[1] * rank)
 
