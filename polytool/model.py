@@ -194,6 +194,7 @@ class Model:
         proto: the model; large tensors are references that only this object resolves. Treat it
             as read-only; for a changed model, make another with `derive`.
         path: the file it was loaded from, or None.
+        name: how messages call it: the file's name, also of what is derived from it.
         ignore_external_data: whether external tensors have no values.
     """
 
@@ -207,6 +208,7 @@ class Model:
     ) -> None:
         self.proto = proto
         self.path = path
+        self.name = os.path.basename(path) if path else proto.graph.name or "the model"
         self.ignore_external_data = False
         self._directory = directory
         self._files = files if files is not None else {}
@@ -217,6 +219,7 @@ class Model:
     def derive(self, proto: onnx.ModelProto) -> Model:
         """A changed model whose tensors may refer to the data of this one."""
         other = Model(proto, directory=self._directory, files=self._files)
+        other.name = self.name
         other.ignore_external_data = self.ignore_external_data
         other._own = self._own
         return other

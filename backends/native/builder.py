@@ -12,7 +12,6 @@ from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.engine import Engine
 from polytool.backends.native.parser import parse
 from polytool.backends.native.passes import PASSES, UNOPTIMIZED
-from polytool.backends.native.protos import model_name
 from polytool.errors import UsageError
 from polytool.model import Model, load
 
@@ -40,7 +39,7 @@ def engine_from_onnx(model: Any, config: BuilderConfig | None = None) -> Engine:
     notes: list[str] = []
     for rewrite in PASSES if config.optimize else UNOPTIMIZED:
         notes += rewrite(network, config).notes
-    return Engine(model_name(source), network, config, device, tuple(notes))
+    return Engine(source.name, network, config, device, tuple(notes))
 
 
 @dataclass(frozen=True)

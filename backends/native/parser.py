@@ -28,7 +28,6 @@ from polytool.backends.native.protos import (
     constant_value,
     display,
     function_of_schema,
-    model_name,
     normal_domain,
     read_type,
     sort_nodes,
@@ -88,11 +87,17 @@ class _Scope:
 
 class _Parser:
     def __init__(self, model: Model) -> None:
-        self.model, self.name = model, model_name(model)
+        self.model, self.name = model, model.name
         self.functions = {
             (f.domain, f.name, getattr(f, "overload", "")): f for f in model.proto.functions
         }
         self.opsets = {normal_domain(o.domain): o.version for o in model.proto.opset_import}
+        newest = onnx.defs.onnx_opset_version()
+        if self.opsets.get("", 0) > newest:
+            raise UnsupportedError(
+                f"{self.name} has opset {self.opsets['']}, but onnx {onnx.__version__} knows none "
+                f"above {newest}: upgrade onnx, or export the model with an older opset"
+            )
         self.unsupported: list[str] = []
         self.used: set[str] = set()
 

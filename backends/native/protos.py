@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,7 +11,6 @@ from onnx import AttributeProto, NodeProto
 
 from polytool.backends.native.ops import registry
 from polytool.errors import ModelError
-from polytool.model import Model
 from polytool.tensors import DType, Shape, TensorSpec
 
 
@@ -148,13 +146,6 @@ def constant_value(attrs: Mapping[str, Any]) -> np.ndarray:
         return np.array(value, dtype=object)
     dtype = {"value_f": np.float32, "value_i": np.int64}.get(kind[:7])
     return np.asarray(value, dtype=dtype)
-
-
-def model_name(model: Model) -> str:
-    """How messages call a model: its file name, else its graph's name."""
-    if model.path is not None:
-        return os.path.basename(model.path)
-    return model.proto.graph.name or "the model"
 
 
 def normal_domain(domain: str) -> str:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from polytool.backends.base import Feeds, LayerOracle, Outputs
-from polytool.backends.native.protos import model_name
+from polytool.backends.base import Feeds, LayerOracle, Outputs, with_noise
 from polytool.backends.onnxrt.cut import Cutter
 from polytool.backends.onnxrt.session import SessionConfig, clean, find_providers, open_session
 from polytool.backends.onnxrt.source import Source, source_of
@@ -41,7 +40,7 @@ class OnnxrtOracle(LayerOracle):
     def __init__(self, model: ModelSource, *, providers: Sequence[str] | None = None) -> None:
         self._config = SessionConfig(find_providers(providers, None), level="disable")
         self._model = load(model)
-        self._who = model_name(self._model)
+        self._who = self._model.name
         self._sessions: OrderedDict[Key, tuple[Any, int]] = OrderedDict()
         self._kept = 0
 
@@ -79,15 +78,17 @@ class OnnxrtOracle(LayerOracle):
         indices, _ = self._cutter.slice([wanted], inputs)
         return tuple(self._cutter.nodes[i].op_type for i in indices)
 
-    def evaluate(self, inputs: Feeds, wanted: Iterable[str]) -> Outputs:
-        """Compute the tensors `wanted` from the tensors `inputs`, both named as in the model.
+    def evaluate(
+        self, inputs: Feeds, wanted: Iterable[str], *, noise: float = 0.0, seed: int = 0
+    ) -> Outputs:
+        """Compute `wanted` from `inputs`; see `LayerOracle`.
 
-        Floating-point inputs are converted to the types that the model declares.
-
-        Raises:
-            UsageError: `wanted` cannot be computed from `inputs` and the model's weights.
-            RunnerError: onnxruntime failed.
+        Floating-point inputs are converted to the types that the model declares. Noise reaches
+        the inputs only.
         """
+        if noise:
+            rng = np.random.default_rng(seed)
+            inputs = {name: with_noise(value, noise, rng) for name, value in inputs.items()}
         names = list(dict.fromkeys(wanted))
         unknown = [n for n in names if n not in self._specs and n not in self._cutter.producer]
         unknown = [n for n in unknown if n not in inputs and not self._cutter.is_weight(n)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from polytool.backends.base import Feeds, Observable, Observer, Outputs, Tap
 from polytool.backends.checks import check_feeds, on_device
-from polytool.backends.native.protos import model_name, read_type
+from polytool.backends.native.protos import read_type
 from polytool.backends.onnxrt import device, session
 from polytool.backends.onnxrt.segments import Segments, rewritten
 from polytool.backends.onnxrt.source import source_of
@@ -67,7 +67,7 @@ class OnnxrtRunner(Observable):
             entries=dict(session_options or {}),
         )
         self._model = load(model)
-        self._who = model_name(self._model)
+        self._who = self._model.name
         self.name = name or self.name
         graph = self._model.proto.graph
         held = {t.name for t in graph.initializer} | {

@@ -35,8 +35,11 @@ def run(
     """
     from polytool.agreement import perform
     from polytool.cli import _report
+    from polytool.conversion import check_writable
 
     request = _request.request_of(builder=builder, onnxrt=onnxrt, **given)
+    if comparing.save is not None:
+        check_writable(comparing.save)
     with _request.progress(request) as advance:
         session = perform(request, advance)
     for text in (*session.notes, *comparing.notes, *_request.unused(request, builder, onnxrt)):
