@@ -1,0 +1,208 @@
+"""What works along the last axes, in blocks of rows: normalisations, Softmax, global averages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from polytool.backends.native.network import Layer, Node
+from polytool.backends.native.tactics.base import Launch, Mode, Tactic
+from polytool.backends.native.tactics.numpy_generic import Generic, stored_constant
+from polytool.backends.native.tactics.pointwise import FLOAT, stored_as
+from polytool.backends.native.tactics.pool import parallel
+
+Array = np.ndarray[Any, Any]
+Kernel = Callable[[Array, Array], None]
+"""`kernel(rows, out)`: both (rows, n), float32 and contiguous."""
+_BLOCK = 1 << 16
+
+
+def by_rows(kernel: Kernel, x: Array, out: Array) -> None:
+    """Run `kernel` on blocks of rows, over the pool where there are several."""
+    rows, size = x.shape
+    step = max(1, _BLOCK // max(1, size))
+    if rows <= 2 * step:
+        kernel(x, out)
+        return
+    count = -(-rows // step)
+    parallel(lambda i: kernel(x[i * step : (i + 1) * step], out[i * step : (i + 1) * step]), count)
+
+
+@cache
+def _ones(size: int) -> Array:
+    return np.ones(size, np.float32)
+
+
+def row_sums(x: Array) -> Array:
+    """The sum of each row, (rows, 1): a BLAS dot product, several times faster than `sum`."""
+    return np.vecdot(x, _ones(x.shape[1]))[:, None]
+
+
+def _single(layer: Layer, mode: Mode, domain: str, names: Sequence[str]) -> Node | None:
+    """The layer's only node, if it is one of `names` on a float32 input that is no constant."""
+    (node, *rest) = layer.nodes or [None]
+    if node is None or rest or mode.wide or node.domain != domain or node.op not in names:
+        return None
+    x = node.inputs[0]
+    if x is None or x.constant is not None or stored_as(x) != FLOAT or len(layer.outputs) != 1:
+        return None
+    return node if node.outputs[0] is layer.outputs[0] else None
+
+
+class Normalize(Tactic):
+    """LayerNormalization, RMSNormalization and their older names; only the first output."""
+
+    name = "numpy.normalize"
+    priority = 10
+
+    def supports(self, layer: Layer, mode: Mode) -> bool:
+        names = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+        node = _single(layer, mode, "", names)
+        if node is None or node.attrs.get("stash_type", 1) != 1:
+            return False
+        return all(t is None or t.constant is not None for t in node.inputs[1:])
+
+    def compile(self, layer: Layer, mode: Mode) -> Launch:
+        node = layer.nodes[0]
+        scale, *rest = (stored_constant(t, mode) for t in node.inputs[1:] if t is not None)
+        centred = node.op == "LayerNormalization"
+        axis = int(node.attrs.get("axis", -1))
+        kernel = normalizer(
+            scale.reshape(-1),
+            rest[0].reshape(-1) if rest and centred else None,
+            float(node.attrs.get("epsilon", 1e-5)),
+            centred,
+        )
+        fallback = Generic().compile(layer, mode)
+
+        def launch(x: Array) -> Sequence[Any]:
+            size = math.prod(x.shape[axis % x.ndim :])
+            if size != scale.size or x.size == 0 or (rest and rest[0].size != size):
+                return fallback(x)
+            out = np.empty(x.shape, np.float32)
+            rows = np.ascontiguousarray(x).reshape(-1, size)
+            by_rows(kernel, rows, out.reshape(-1, size))
+            return (out,)
+
+        return launch
+
+
+def normalizer(scale: Array, bias: Array | None, epsilon: float, centred: bool) -> Kernel:
+    """Rows minus their mean (if `centred`), over their root mean square, scaled and shifted."""
+    size = len(scale)
+
+    def kernel(x: Array, out: Array) -> None:
+        values = x
+        if centred:
+            values = np.subtract(x, row_sums(x) / size, out=out)
+        inverse = 1.0 / np.sqrt(np.vecdot(values, values) / size + np.float32(epsilon))
+        np.multiply(values, inverse[:, None], out=out)
+        np.multiply(out, scale, out=out)
+        if bias is not None:
+            np.add(out, bias, out=out)
+
+    return kernel
+
+
+class SkipNormalize(Tactic):
+    """com.microsoft SkipLayerNormalization; only the first output."""
+
+    name = "numpy.skip_normalize"
+    priority = 10
+
+    def supports(self, layer: Layer, mode: Mode) -> bool:
+        node = _single(layer, mode, "com.microsoft", ("SkipLayerNormalization",))
+        if node is None:
+            return False
+        skip, *rest = node.inputs[1:]
+        if skip is None or skip.constant is not None or stored_as(skip) != FLOAT:
+            return False
+        return all(t is None or t.constant is not None for t in rest)
+
+    def compile(self, layer: Layer, mode: Mode) -> Launch:
+        node = layer.nodes[0]
+        x, skip, *rest = node.inputs
+        assert x is not None and skip is not None
+        gamma, beta, bias = (
+            None if t is None else stored_constant(t, mode) for t in (*rest, None, None, None)[:3]
+        )
+        assert gamma is not None
+        kernel = normalizer(gamma, beta, float(node.attrs.get("epsilon", 1e-12)), True)
+        first, second = layer.inputs.index(x), layer.inputs.index(skip)
+
+        def launch(*args: Any) -> Sequence[Any]:
+            total = args[first] + args[second]
+            if bias is not None:
+                np.add(total, bias, out=total)
+            total = np.ascontiguousarray(total)
+            out = np.empty(total.shape, np.float32)
+            if total.size:
+                size = total.shape[-1]
+                by_rows(kernel, total.reshape(-1, size), out.reshape(-1, size))
+            return (out,)
+
+        return launch
+
+
+class Softmax(Tactic):
+    """Softmax along the last axis."""
+
+    name = "numpy.softmax"
+    priority = 10
+
+    def supports(self, layer: Layer, mode: Mode) -> bool:
+        node = _single(layer, mode, "", ("Softmax",))
+        return node is not None and node.version >= 13
+
+    def compile(self, layer: Layer, mode: Mode) -> Launch:
+        axis = int(layer.nodes[0].attrs.get("axis", -1))
+        fallback = Generic().compile(layer, mode)
+
+        def launch(x: Array) -> Sequence[Any]:
+            if x.size == 0 or axis % x.ndim != x.ndim - 1:
+                return fallback(x)
+            out = np.empty(x.shape, np.float32)
+            size = x.shape[-1]
+            by_rows(softmax_rows, np.ascontiguousarray(x).reshape(-1, size), out.reshape(-1, size))
+            return (out,)
+
+        return launch
+
+
+def softmax_rows(x: Array, out: Array) -> None:
+    """Exponentials of each row, normalised."""
+    np.subtract(x, np.maximum.reduce(x, axis=1, keepdims=True), out=out)
+    np.exp(out, out=out)
+    np.divide(out, row_sums(out), out=out)
+
+
+class GlobalAverage(Tactic):
+    """GlobalAveragePool."""
+
+    name = "numpy.global_average"
+    priority = 10
+
+    def supports(self, layer: Layer, mode: Mode) -> bool:
+        return _single(layer, mode, "", ("GlobalAveragePool",)) is not None
+
+    def compile(self, layer: Layer, mode: Mode) -> Launch:
+        fallback = Generic().compile(layer, mode)
+
+        def launch(x: Array) -> Sequence[Any]:
+            size = math.prod(x.shape[2:])
+            if x.size == 0:
+                return fallback(x)
+            rows = np.ascontiguousarray(x).reshape(-1, size)
+            out = np.empty((len(rows), 1), np.float32)
+            by_rows(_means, rows, out)
+            return (out.reshape(*x.shape[:2], *[1] * (x.ndim - 2)),)
+
+        return launch
+
+
+def _means(x: Array, out: Array) -> None:
+    np.divide(row_sums(x), np.float32(x.shape[1]), out=out)
