@@ -200,6 +200,38 @@ class PatchPlan:
         _run_blocks(block, len(self._blocks), self._small)
 
 
+class GatherPlan:
+    """Small convolutions: one `take` makes the columns of all images, one product the rest."""
+
+    def __init__(self, filters: Array, where: Windows, group: int) -> None:
+        m, depth = filters.shape[:2]
+        self._filters = filters.reshape(group, m // group, -1)
+        channels = depth * group
+        place = np.arange(channels * math.prod(where.size)).reshape(1, channels, *where.size)
+        # Padding is read from one zero behind each image.
+        padded = pad_spatial(np, place, where.before, where.reach, value=place.size)
+        index = patches(np, padded, where)[0]
+        self._index = index.reshape(group, self._filters.shape[2], -1)
+        self._size = place.size
+
+    @staticmethod
+    def columns(filters: Array, where: Windows, images: int, group: int) -> int:
+        """How many elements it would gather."""
+        return images * group * math.prod(filters.shape[1:]) * math.prod(where.out)
+
+    def run(self, x: Array, out: Array, finish: Finish | None) -> None:
+        images, m = out.shape[:2]
+        flat = np.empty((images, self._size + 1), np.float32)
+        flat[:, :-1] = x.reshape(images, -1)
+        flat[:, -1] = 0
+        columns = flat.take(self._index, axis=1)
+        group, rows, _ = self._filters.shape
+        np.matmul(self._filters, columns, out=out.reshape(images, group, rows, -1))
+        if finish is not None:
+            part = out.reshape(images, m, -1)
+            finish(part, slice(0, images), slice(0, m), slice(0, part.shape[2]))
+
+
 class DepthwisePlan:
     """One input channel a group: small GEMMs against a Toeplitz matrix of each kernel row.
 

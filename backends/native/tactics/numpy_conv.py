@@ -14,6 +14,7 @@ from polytool.backends.native.ops.windows import Windows, windows
 from polytool.backends.native.tactics.base import Launch, Mode, Tactic
 from polytool.backends.native.tactics.conv_plans import (
     DepthwisePlan,
+    GatherPlan,
     PatchPlan,
     PointwisePlan,
     RowPlan,
@@ -23,7 +24,9 @@ from polytool.backends.native.tactics.numpy_generic import Generic, stored_const
 from polytool.backends.native.tactics.pointwise import FLOAT, stored_as
 
 Array = np.ndarray[Any, Any]
-Plan = PointwisePlan | RowPlan | PatchPlan | DepthwisePlan
+Plan = PointwisePlan | RowPlan | PatchPlan | DepthwisePlan | GatherPlan
+# Elements up to which gathering all columns at once is the cheapest.
+_GATHERED = 1 << 13
 
 
 class Conv(Tactic):
@@ -106,15 +109,12 @@ class Convolution:
             return None
         if shape[1] != self.filters.shape[1] * self.group:
             return None
-        filters, view = self.filters, np.ascontiguousarray
+        filters = self.filters
+        view: Callable[[Array], Array] = np.ascontiguousarray
         if len(shape) == 3:
             first = self.group == 1 and shape[1] * shape[2] > 1 << 15  # then rows need no copy
-            axis = 3 if first else 2
-            where, filters = _widened(where, first), np.expand_dims(filters, axis)
-
-            def view(a: Array, axis: int = axis) -> Array:
-                return np.expand_dims(np.ascontiguousarray(a), axis)
-
+            where, filters = _widened(where, first), np.expand_dims(filters, 3 if first else 2)
+            view = _with_last_axis if first else _with_third_axis
         return self._choose(shape, where, filters), out, view
 
     def _choose(self, shape: tuple[int, ...], where: Windows, filters: Array) -> Plan:
@@ -122,6 +122,8 @@ class Convolution:
         m = filters.shape[0]
         if where.is_pointwise and self.group == 1:
             return PointwisePlan(filters.reshape(m, channels), images, math.prod(where.out))
+        if GatherPlan.columns(filters, where, images, self.group) <= _GATHERED:
+            return GatherPlan(filters, where, self.group)
         if len(where.out) != 2:
             return PatchPlan(filters, where, images, self.group)
         if self.group > 1 and self.group == channels:
@@ -131,6 +133,14 @@ class Convolution:
         if self.group > 1 or kw > 16 or kw * channels < 32 or unrolled < 1 << 13:
             return PatchPlan(filters, where, images, self.group)
         return RowPlan(filters, where, images)
+
+
+def _with_last_axis(a: Array) -> Array:
+    return np.ascontiguousarray(a)[:, :, :, None]
+
+
+def _with_third_axis(a: Array) -> Array:
+    return np.ascontiguousarray(a)[:, :, None]
 
 
 def _widened(where: Windows, first: bool) -> Windows:

@@ -84,9 +84,12 @@ class Pool:
         A caller that finds every worker busy computes all blocks itself. The first exception is
         raised here after all threads have stopped.
         """
+        if count == 1:
+            function(0)
+            return
         before = np.setbufsize(_BUFFER)
         try:
-            if count > 1 and self._idle:
+            if self._idle:
                 self._run(_Job(function, count))
             else:
                 for index in range(count):
