@@ -47,9 +47,12 @@ class FileGroup(click.Group):
         command.name = cmd_name
         return command
 
+    def summary(self, name: str) -> str:
+        """What the help of the group says about a command."""
+        return _summary(self._files()[name])
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        files = self._files()
-        rows = [(name, _summary(files[name])) for name in self.list_commands(ctx)]
+        rows = [(name, self.summary(name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 

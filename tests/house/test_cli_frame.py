@@ -59,7 +59,7 @@ def test_every_command_has_help_with_an_example(full: str, group: FileGroup, nam
     ctx = click.Context(group)
     command = group.get_command(ctx, name)
     assert isinstance(command, options.Command), "decorate it with @options.command()"
-    summary = dict(_summaries(group))[name]
+    summary = group.summary(name)
     assert summary.endswith(".")
     assert len(summary) <= 90
     with click.Context(command, info_name=full) as ctx:
@@ -69,18 +69,6 @@ def test_every_command_has_help_with_an_example(full: str, group: FileGroup, nam
         p.name for p in command.params if isinstance(p, click.Option) and not (p.help or p.hidden)
     ]
     assert not undescribed
-
-
-def _summaries(group: FileGroup) -> list[tuple[str, str]]:
-    class Rows(click.HelpFormatter):
-        rows: list[tuple[str, str]]
-
-        def write_dl(self, rows: Any, *args: Any, **kwargs: Any) -> None:
-            self.rows = list(rows)
-
-    formatter = Rows()
-    group.format_commands(click.Context(group), formatter)
-    return formatter.rows
 
 
 def test_help_imports_nothing_heavy() -> None:
