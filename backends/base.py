@@ -7,7 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from polytool.tensors import TensorSpec
+import numpy as np
+
+from polytool.tensors import DType, TensorSpec
 
 Feeds = Mapping[str, Any]
 Outputs = dict[str, Any]
@@ -26,10 +28,10 @@ class Runner(abc.ABC):
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
 
-    def activate(self) -> None:
+    def activate(self) -> None:  # noqa: B027  (nothing to acquire is the common case)
         """Acquire what inference needs (sessions, device memory). Idempotent."""
 
-    def deactivate(self) -> None:
+    def deactivate(self) -> None:  # noqa: B027
         """Release what `activate` acquired. Idempotent."""
 
     def __enter__(self) -> Runner:
@@ -129,9 +131,33 @@ class LayerOracle(abc.ABC):
         """The operators between `inputs` and `wanted`, in execution order: `("MatMul", "Add")`."""
 
     @abc.abstractmethod
-    def evaluate(self, inputs: Feeds, wanted: Iterable[str]) -> Outputs:
+    def evaluate(
+        self, inputs: Feeds, wanted: Iterable[str], *, noise: float = 0.0, seed: int = 0
+    ) -> Outputs:
         """Compute the tensors `wanted` from the tensors `inputs`, both named as in the model.
+
+        Args:
+            inputs: values that stand for the model's own.
+            wanted: what to compute.
+            noise: relative size of independent noise on every element of the float inputs and,
+                where the oracle can, of biases and of every result on the way.
+            seed: of that noise.
 
         Raises:
             UsageError: `wanted` cannot be computed from `inputs` and the model's weights.
+            RunnerError: the backend failed.
         """
+
+
+def with_noise(value: Any, noise: float, rng: np.random.Generator) -> Any:
+    """`value` with relative noise of that size and random sign on every element, in float64.
+
+    What is not an array of floats of at least 16 bits comes back as it is.
+    """
+    if not isinstance(value, np.ndarray) or value.dtype == object or not value.size:
+        return value
+    dtype = DType.of(value)
+    if not dtype.is_float or dtype.bits < 16:
+        return value
+    signs = rng.integers(0, 2, value.shape, dtype=np.int8) * 2 - 1
+    return value.astype(np.float64) * (1.0 + noise * signs)

@@ -53,19 +53,27 @@ def unit_roundoff(dtype: DType | None) -> float:
     return 2.0 ** -_MANTISSA[dtype] if dtype in _MANTISSA else 0.0
 
 
-def budget(dtype: DType | None, precision: str, condition: float) -> float:
+def operand_roundoff(precision: str) -> float:
+    """Unit roundoff of the operands of a layer that computes in `precision`."""
+    return 2.0 ** -_OPERAND_BITS.get(precision, 24)
+
+
+def budget(dtype: DType | None, precision: str, condition: float, quantises: bool = False) -> float:
     """The relative L2 error to expect of a sound layer.
 
     Args:
         dtype: what the layer stores.
         precision: the grid of its operands.
         condition: measured amplification of relative noise on its inputs.
+        quantises: it quantises to 8 bits inside, where one step is a tie that may fall either way.
     """
     wide = dtype is DType.DOUBLE or precision == "fp64"
     accumulate = 2.0**-53 if wide else 2.0**-24
     store = _ROUNDING_RMS * unit_roundoff(dtype)
-    operand = condition * _ROUNDING_RMS * 2.0 ** -_OPERAND_BITS.get(precision, 24)
-    return math.sqrt(store**2 + operand**2 + ((1 + condition) * GROWTH * accumulate) ** 2)
+    operand = condition * _ROUNDING_RMS * operand_roundoff(precision)
+    step = _ROUNDING_RMS * 2.0**-8 if quantises else 0.0
+    grown = (1 + condition) * GROWTH * accumulate
+    return math.sqrt(store**2 + operand**2 + grown**2 + step**2)
 
 
 def verdict(excess: float | None) -> str:

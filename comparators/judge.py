@@ -20,6 +20,8 @@ from polytool.tensors import DType
 Array = np.ndarray[Any, Any]
 
 _NOISE = 2.0**-20
+_LARGE = 256  # elements from which one draw of noise tells enough
+_TIE = 8.0  # units of roundoff within which a decision is a tie
 _NO_RANGE = Range(0.0, None, 0.0, 0, 0)
 
 
@@ -109,7 +111,7 @@ def judge(
     value: Any,
     given: Mapping[str, Any],
     exact: Any,
-    rng: np.random.Generator,
+    seed: int,
     where: str,
 ) -> Judgement:
     """Compare `value`, which the engine stored, with the oracle on the engine's inputs.
@@ -117,15 +119,15 @@ def judge(
     Args:
         given: the engine's values of the slice's inputs.
         exact: the reference's value of the tensor, None when there is none.
-        rng: makes the noise that the condition is measured with.
+        seed: of the noise that the condition is measured with.
         where: the sample, for the report.
     """
     alone = oracle.evaluate(given, [tap.tensor])[tap.tensor]
     if not _comparable(value, alone):
         return _uncomparable(value, alone, where)
     if DType.of(value).is_float:
-        return _judge_floats(oracle, slice_, tap, value, given, alone, exact, rng, where)
-    return _judge_discrete(slice_, value, alone, exact, where)
+        return _judge_floats(oracle, slice_, tap, value, given, alone, exact, seed, where)
+    return _judge_discrete(oracle, slice_, tap, value, given, alone, exact, seed, where)
 
 
 def _comparable(value: Any, alone: Any) -> bool:
@@ -149,7 +151,17 @@ def _uncomparable(value: Any, alone: Any, where: str) -> Judgement:
     )
 
 
-def _judge_discrete(slice_: Slice, value: Array, alone: Array, exact: Any, where: str) -> Judgement:
+def _judge_discrete(
+    oracle: LayerOracle,
+    slice_: Slice,
+    tap: Tap,
+    value: Array,
+    given: Mapping[str, Any],
+    alone: Array,
+    exact: Any,
+    seed: int,
+    where: str,
+) -> Judgement:
     """Integers and booleans: what the same inputs must give is exact but for flipped decisions.
 
     A quantising layer may be one step off, one more where it chooses its own zero point.
@@ -164,9 +176,14 @@ def _judge_discrete(slice_: Slice, value: Array, alone: Array, exact: Any, where
         return Judgement(0.0, total, total, 0.0, 0.0, 0.0, EXPECTED, reason, where, flips=turned)
     share = flips / value.size
     steps = np.abs(value.astype(np.float64) - alone.astype(np.float64)).max(initial=0.0)
-    if steps <= _steps_allowed(slice_.operators, value, share):
+    if steps <= _steps_allowed(slice_.operators, value):
         reason = f"{flips} of {value.size} values off by {steps:.0f} step(s): rounding ties"
         return Judgement(share, total, total, 0.01, 1.0, 1.0, EXPECTED, reason, where, flips=flips)
+    flips = _beyond_ties(oracle, tap, value, given, alone, seed)
+    share = flips / value.size
+    if not flips:
+        reason = "decides differently only where rounding of its inputs decides"
+        return Judgement(share, total, total, 0.01, 1.0, 1.0, EXPECTED, reason, where)
     reason = f"a discrete decision flipped in {flips} of {value.size} values, by up to {steps:.4g}"
     excess = 4.0 * share / 0.01
     return Judgement(
@@ -174,12 +191,34 @@ def _judge_discrete(slice_: Slice, value: Array, alone: Array, exact: Any, where
     )
 
 
-def _steps_allowed(operators: tuple[str, ...], value: Array, share: float) -> int:
-    if value.dtype == np.bool_:
+def _steps_allowed(operators: tuple[str, ...], value: Array) -> int:
+    if value.dtype == np.bool_ or not any("Quantize" in op for op in operators):
         return 0
-    if "DynamicQuantizeLinear" in operators:
-        return 2
-    return 1 if share <= 0.01 or "QuantizeLinear" in operators else 0
+    return 2 if "DynamicQuantizeLinear" in operators else 1
+
+
+def _beyond_ties(
+    oracle: LayerOracle,
+    tap: Tap,
+    value: Array,
+    given: Mapping[str, Any],
+    alone: Array,
+    seed: int,
+) -> int:
+    """How many decisions differ from what the oracle decides with rounding noise, in every draw."""
+    floats = [v for v in given.values() if _is_float(v)]
+    units = [budgets.unit_roundoff(DType.of(v)) for v in floats] or [2.0**-24]
+    noise = _TIE * max(*units, budgets.operand_roundoff(tap.precision))
+    wrong = value != alone
+    for draw in range(8):
+        noisy = oracle.evaluate(given, [tap.tensor], noise=noise, seed=seed + draw)[tap.tensor]
+        if _comparable(noisy, value):
+            wrong &= value != noisy
+    return int(np.count_nonzero(wrong))
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype != object and DType.of(value).is_float
 
 
 def _judge_floats(
@@ -190,7 +229,7 @@ def _judge_floats(
     given: Mapping[str, Any],
     alone: Array,
     exact: Any,
-    rng: np.random.Generator,
+    seed: int,
     where: str,
 ) -> Judgement:
     own = relative_l2(value, alone)
@@ -202,8 +241,9 @@ def _judge_floats(
     if own is None:
         reason = why_not_finite(engine, right, values, dtype)
         return Judgement(None, total, inherited, 0.0, None, 0.0, "broken", reason, where, values)
-    condition = _condition(oracle, tap.tensor, given, right, rng) if own else 1.0
-    allowed = budgets.budget(dtype, tap.precision, condition)
+    condition = _condition(oracle, tap.tensor, given, right, seed) if own else 1.0
+    quantises = any("Quantize" in op for op in slice_.operators)
+    allowed = budgets.budget(dtype, tap.precision, condition, quantises)
     excess = own / allowed if allowed else (math.inf if own else 0.0)
     verdict = budgets.verdict(excess)
     both = np.isfinite(engine) & np.isfinite(right)
@@ -219,28 +259,17 @@ def _judge_floats(
 
 
 def _condition(
-    oracle: LayerOracle,
-    tensor: str,
-    given: Mapping[str, Any],
-    alone: Array,
-    rng: np.random.Generator,
+    oracle: LayerOracle, tensor: str, given: Mapping[str, Any], alone: Array, seed: int
 ) -> float:
-    """How much relative noise on every input element is amplified, in relative L2.
+    """How much relative noise on every operand and result is amplified, in relative L2.
 
-    Never below what noise on the weights would do: that has the same size where the layer is a
-    sum of products.
+    Small tensors are measured with several draws, whose root mean square is taken.
     """
-    noisy = {name: _noisy(value, rng) for name, value in given.items()}
-    moved = relative_l2(oracle.evaluate(noisy, [tensor])[tensor], alone)
-    if moved is None or not math.isfinite(moved):
-        return 1.0
-    return max(1.0, moved / _NOISE)
-
-
-def _noisy(value: Any, rng: np.random.Generator) -> Any:
-    if not isinstance(value, np.ndarray) or value.dtype == object:
-        return value
-    if not DType.of(value).is_float or value.dtype.itemsize < 2:
-        return value
-    wide = value.astype(np.float64)
-    return wide * (1.0 + _NOISE * rng.choice((-1.0, 1.0), wide.shape))
+    draws = 1 if alone.size >= _LARGE else 8
+    squares = []
+    for draw in range(draws):
+        noisy = oracle.evaluate(given, [tensor], noise=_NOISE, seed=seed + draw)[tensor]
+        moved = relative_l2(noisy, alone)
+        if moved is not None and math.isfinite(moved):
+            squares.append((moved / _NOISE) ** 2)
+    return max(1.0, math.sqrt(sum(squares) / len(squares))) if squares else 1.0

@@ -67,8 +67,11 @@ def why(
         if condition > _CONDITION:
             return f"cancellation: amplifies the rounding of its inputs {condition:.3g} times"
         return "rounding, as its type allows"
+    label = dtype.label if dtype is not None else "its type"
+    if values.headroom is not None and values.headroom < 1:
+        limit = values.absmax * values.headroom
+        return f"overflow: the exact values reach {values.absmax:.4g}, {label} ends at {limit:.5g}"
     if values.subnormal > _SUBNORMAL_SHARE:
-        label = dtype.label if dtype is not None else "its type"
         return f"underflow: {values.subnormal:.0%} of the values are below {label}'s normal range"
     for look in (_misplaced, _scaled, _localised):
         found = look(engine, exact, error)

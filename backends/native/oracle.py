@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from polytool.backends.base import Feeds, LayerOracle, Outputs
+from polytool.backends.base import Feeds, LayerOracle, Outputs, with_noise
 from polytool.backends.native.network import Layer, Network, Node, Tensor, ValueOf
 from polytool.backends.native.numerics import load as to_stored
 from polytool.backends.native.parser import parse
@@ -17,6 +18,9 @@ from polytool.errors import UsageError
 from polytool.model import load
 
 _WIDE = Mode(wide=True)
+_BIAS = 1 << 14  # elements up to which a constant is a bias or a scale, not a weight
+_CACHED = 1 << 22  # elements of weights up to which a slice is kept for its next evaluation
+_BOUND = frozenset({"Cast", "CastLike"})
 
 
 class NativeOracle(LayerOracle):
@@ -37,7 +41,9 @@ class NativeOracle(LayerOracle):
             self._index(network)
             for layer in network.layers:
                 self._carry(layer.nodes[0])
-        self._programs: dict[tuple[frozenset[str], tuple[str, ...]], Program] = {}
+        self._programs: dict[tuple[frozenset[str], tuple[str, ...], bool], Program] = {}
+        self._biases: dict[Tensor, Tensor] = {}
+        self._bias_values: dict[Tensor, Any] = {}
 
     def _index(self, network: Network) -> None:
         for tensor in network.inputs:
@@ -95,31 +101,77 @@ class NativeOracle(LayerOracle):
         layers = self._slice({self._find(n) for n in inputs}, [self._find(wanted)])
         return tuple(node.op for layer in layers for node in layer.nodes)
 
-    def evaluate(self, inputs: Feeds, wanted: Iterable[str]) -> Outputs:
+    def evaluate(
+        self, inputs: Feeds, wanted: Iterable[str], *, noise: float = 0.0, seed: int = 0
+    ) -> Outputs:
         """Compute `wanted` (float64 where they are floats) from `inputs`; see `LayerOracle`."""
         names = tuple(wanted)
-        program = self._program(frozenset(inputs), names)
+        program = self._program(frozenset(inputs), names, noise > 0)
         values = [self._stored(t, inputs) for t in program.network.inputs]
+        alter = None
+        if noise:
+            rng = np.random.default_rng(seed)
+            values = [with_noise(v, noise, rng) for v in values]
+            alter = lambda v: with_noise(v, noise, rng)  # noqa: E731  (two lines for one thing)
         with np.errstate(all="ignore"):
-            results = program.run(values)
+            results = program.run(values, alter=alter)
         return dict(zip(names, results, strict=True))
 
     def _stored(self, tensor: Tensor, inputs: Mapping[str, Any]) -> Any:
+        if tensor in self._bias_values:
+            return self._bias_values[tensor]
         name = tensor.value_of.tensor if tensor.value_of is not None else tensor.name
         value = inputs[name] if name in inputs else inputs[tensor.name]
         if isinstance(value, np.ndarray) and tensor.dtype is not None:
             return to_stored(value, tensor.dtype, wide=True)
         return value
 
-    def _program(self, given: frozenset[str], wanted: tuple[str, ...]) -> Program:
-        key = given, wanted
-        if key not in self._programs:
-            inputs = {self._find(n) for n in given}
-            outputs = [self._find(n) for n in wanted]
-            layers = self._slice(inputs, outputs)
-            used = [t for t in sorted(inputs, key=lambda t: t.name) if t.constant is None]
-            self._programs[key] = Program(Network("slice", used, outputs, layers), _WIDE)
-        return self._programs[key]
+    def _program(self, given: frozenset[str], wanted: tuple[str, ...], noisy: bool) -> Program:
+        key = given, wanted, noisy
+        if key in self._programs:
+            return self._programs[key]
+        inputs = {self._find(n) for n in given}
+        outputs = [self._find(n) for n in wanted]
+        layers = self._slice(inputs, outputs)
+        used = [t for t in sorted(inputs, key=lambda t: t.name) if t.constant is None]
+        biases: list[Tensor] = []
+        if noisy:
+            layers, biases = self._open(layers)
+        weights = sum(t.constant.size for x in layers for t in x.constants() if t.constant)
+        program = Program(Network("slice", [*used, *biases], outputs, layers), _WIDE)
+        if weights <= _CACHED:
+            self._programs[key] = program
+        return program
+
+    def _open(self, layers: list[Layer]) -> tuple[list[Layer], list[Tensor]]:
+        """The layers with small float constants as inputs, so that noise reaches them.
+
+        Noise on a weight matrix does what noise on its input does; biases and scales are what
+        would be missed.
+        """
+        opened: dict[Tensor, Tensor] = {}
+
+        def swap(tensor: Tensor | None) -> Tensor | None:
+            constant = tensor.constant if tensor is not None else None
+            if tensor is None or constant is None or constant.size > _BIAS:
+                return tensor
+            if not constant.dtype.is_float or constant.dtype.bits < 16:
+                return tensor
+            if tensor not in self._biases:
+                new = self._biases[tensor] = Tensor(tensor.name, tensor.dtype, tensor.shape)
+                self._bias_values[new] = to_stored(constant.array(), constant.dtype, wide=True)
+            opened[tensor] = self._biases[tensor]
+            return opened[tensor]
+
+        copies = []
+        for layer in layers:
+            (node,) = layer.nodes
+            if not node.bodies and node.op not in _BOUND:
+                host = node.operator.host if node.operator is not None else ()
+                inputs = [t if i in host else swap(t) for i, t in enumerate(node.inputs)]
+                layer = Layer.single(dataclasses.replace(node, inputs=inputs))
+            copies.append(layer)
+        return copies, list(opened.values())
 
     def _find(self, name: str) -> Tensor:
         """The tensor of that name; where a body was inlined, the one of that name below a path."""

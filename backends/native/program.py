@@ -24,6 +24,8 @@ from polytool.tensors import DType
 Watch = Callable[[Layer, Sequence[Any]], None]
 """Called with a layer and its stored outputs, right after the layer ran."""
 
+Alter = Callable[[Any], Any]
+
 _REDUCED = (DType.FLOAT16, DType.BFLOAT16)
 
 
@@ -105,12 +107,15 @@ class Program:
             watched,
         )
 
-    def run(self, inputs: Sequence[Any], watch: Watch | None = None) -> list[Any]:
+    def run(
+        self, inputs: Sequence[Any], watch: Watch | None = None, alter: Alter | None = None
+    ) -> list[Any]:
         """Run every step.
 
         Args:
             inputs: stored arrays for the network's inputs, then for its captures.
             watch: called after each layer, those of bodies included.
+            alter: gives what is stored in place of a result; not called inside bodies.
 
         Raises:
             RunnerError: a layer failed; the message names it.
@@ -138,7 +143,7 @@ class Program:
             for target, value, want in zip(step.targets, produced, step.wants, strict=False):
                 if type(value) is not ndarray or value.dtype is not want:
                     value = self._stored(value, step.layer, target)
-                slots[target] = value
+                slots[target] = value if alter is None else alter(value)
             if watch is not None:
                 watch(step.layer, [slots[i] for i in step.targets])
             for index in step.dead:

@@ -72,6 +72,8 @@ class _Lowering:
         self.lowered: dict[Tensor, Tensor] = {}  # an ONNX tensor to what is computed for it
         self.casts: dict[tuple[Tensor, DType], Tensor] = {}
         self.layers: list[Layer] = []
+        self.scales: set[Tensor] = set()  # of dynamically quantised tensors
+        self.products: set[Tensor] = set()  # of quantised tensors, before they are scaled
 
     def run(self) -> None:
         for layer in self.graph.layers:
@@ -100,6 +102,9 @@ class _Lowering:
             return
         inputs, outputs = names
         node.precision = precision
+        if node.op == "ConstantOfShape" and "value" in node.attrs:
+            filled = saturated(np.asarray(node.attrs["value"]), target)
+            node.attrs["value"] = filled.astype(node.attrs["value"].dtype)
         node.inputs = [
             t and self.as_type(t, target if i in inputs and t.dtype is DType.FLOAT else t.dtype)
             for i, t in enumerate(node.inputs)
@@ -113,12 +118,31 @@ class _Lowering:
         self.result.changed += 1
 
     def stays(self, node: Node, layer: Layer) -> bool:
-        if node.bodies or node.op in _KEPT or not node.sources:
+        if self.dequantises(node) or node.bodies or node.op in _KEPT or not node.sources:
             return True
         if layer.outputs and all(t.place == "host" for t in layer.outputs):
             return True
         tensors = [t for t in (*node.inputs, *node.outputs) if t is not None]
         return not any(t.dtype is DType.FLOAT for t in tensors)
+
+    def dequantises(self, node: Node) -> bool:
+        """Whether the node turns an integer product into floats, or multiplies scales.
+
+        `Mul(Cast(MatMulInteger), Mul(scale_a, scale_b))`: the product passes float16's range
+        before it is scaled, and the scales are below it.
+        """
+        given = [t for t in node.inputs if t is not None]
+        scaled = self.products.intersection(given)
+        if node.op in ("MatMulInteger", "ConvInteger") or (node.op == "Cast" and scaled):
+            self.products.update(node.writes())
+        elif node.op == "DynamicQuantizeLinear":
+            self.scales.update(t for t in node.writes() if t.dtype is DType.FLOAT)
+        elif node.op == "Mul" and not scaled and self.scales.intersection(given):
+            scaled = {t for t in given if t in self.scales or t.constant is not None}
+            if len(scaled) < len(given):
+                return False
+            self.scales.update(node.writes())
+        return node.op == "Mul" and bool(scaled)
 
     def produced(self, tensor: Tensor, dtype: DType) -> Tensor:
         """The tensor of another type that a node now writes in place of `tensor`."""
