@@ -128,12 +128,13 @@ class _Lowering:
     def dequantises(self, node: Node) -> bool:
         """Whether the node turns an integer product into floats, or multiplies scales.
 
-        `Mul(Cast(MatMulInteger), Mul(scale_a, scale_b))`: the product passes float16's range
+        `Mul(Add(Cast(MatMulInteger), bias), Mul(scale_a, scale_b))`: the product passes the range of
+        float16
         before it is scaled, and the scales are below it.
         """
         given = [t for t in node.inputs if t is not None]
         scaled = self.products.intersection(given)
-        if node.op in ("MatMulInteger", "ConvInteger") or (node.op == "Cast" and scaled):
+        if node.op in ("MatMulInteger", "ConvInteger") or (node.op in ("Cast", "Add") and scaled):
             self.products.update(node.writes())
         elif node.op == "DynamicQuantizeLinear":
             self.scales.update(t for t in node.writes() if t.dtype is DType.FLOAT)
@@ -142,7 +143,7 @@ class _Lowering:
             if len(scaled) < len(given):
                 return False
             self.scales.update(node.writes())
-        return node.op == "Mul" and bool(scaled)
+        return node.op in ("Mul", "Add") and bool(scaled)
 
     def produced(self, tensor: Tensor, dtype: DType) -> Tensor:
         """The tensor of another type that a node now writes in place of `tensor`."""
