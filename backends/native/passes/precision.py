@@ -128,9 +128,8 @@ class _Lowering:
     def dequantises(self, node: Node) -> bool:
         """Whether the node turns an integer product into floats, or multiplies scales.
 
-        `Mul(Add(Cast(MatMulInteger), bias), Mul(scale_a, scale_b))`: the product passes the range of
-        float16
-        before it is scaled, and the scales are below it.
+        `Mul(Add(Cast(MatMulInteger), bias), Mul(scale_a, scale_b))`: before it is scaled, the
+        product passes the range of float16, and the scales are below it.
         """
         given = [t for t in node.inputs if t is not None]
         scaled = self.products.intersection(given)
