@@ -13,22 +13,35 @@ from typing import Any
 import numpy as np
 
 from polytool.backends.native.tactics.epilogue import Finish
-from polytool.backends.native.tactics.pool import parallel, pool
+from polytool.backends.native.tactics.pool import parallel, pool, scratch
 
 Array = np.ndarray[Any, Any]
 # OpenBLAS's small-matrix kernel takes a product of at most this many multiply-adds.
 _SMALL_KERNEL = 1_000_000
+# Integers that become float32 at a time: half a second-level cache.
+_CONVERTED = 1 << 17
 # Multiply-adds below which a second thread costs more than it saves.
 _SMALL = 1 << 23
 
 
 class ConstantMatrix:
-    """(K, N), float32, as the right operand of products with any number of rows."""
+    """(K, N) as the right operand of float32 products with any number of rows.
+
+    8- and 16-bit integers stay what they are, packed too, and become float32 a few blocks at a
+    time: reading a quarter of the memory pays for the conversion.
+    """
 
     def __init__(self, matrix: Array) -> None:
-        self.matrix = matrix
+        self._matrix = matrix
+        self._floats = matrix.dtype == np.float32
         self._packed: dict[int, Array] = {}
         self._lock = threading.Lock()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """K and N."""
+        depth, columns = self._matrix.shape
+        return depth, columns
 
     def multiply(self, x: Array, out: Array, finish: Finish | None) -> None:
         """`out` (rows, N) = x (rows, K) @ matrix, in column blocks that are finished in cache."""
@@ -38,10 +51,7 @@ class ConstantMatrix:
         work = rows * depth * columns
         everything = slice(0, 1), slice(0, rows), slice(0, columns)
         if work <= _SMALL:
-            if width:
-                self._blocked(x, out, width, 0, columns)
-            else:
-                np.matmul(x, self.matrix, out=out)
+            self._product(x, out, width, 0, columns)
             if finish is not None:
                 finish(out[None], *everything)
             return
@@ -56,10 +66,7 @@ class ConstantMatrix:
             start = starts[index]
             stop = min(start + size, columns)
             part = out[:, start:stop]
-            if width:
-                self._blocked(x, part, width, start, stop)
-            else:
-                np.matmul(x, self.matrix[:, start:stop], out=part)
+            self._product(x, part, width, start, stop)
             if finish is not None:
                 finish(part[None], everything[0], everything[1], slice(start, stop))
 
@@ -75,19 +82,29 @@ class ConstantMatrix:
                 return width
         return 0
 
-    def _blocked(self, x: Array, out: Array, width: int, start: int, stop: int) -> None:
+    def _product(self, x: Array, out: Array, width: int, start: int, stop: int) -> None:
         """Columns start to stop; `start` is a multiple of `width`."""
-        packed = self._pack(width)
+        if not width:
+            np.matmul(x, self._columns(start, stop), out=out)
+            return
         first, last = start // width, stop // width
         whole = (last - first) * width
         if last > first:
-            rows, stride = out.shape[0], out.strides[0]
-            blocks = np.lib.stride_tricks.as_strided(
-                out, (last - first, rows, width), (width * out.itemsize, stride, out.itemsize)
-            )
-            np.matmul(x, packed[first:last], out=blocks)
+            blocks = out[:, :whole].reshape(len(x), last - first, width).transpose(1, 0, 2)
+            packed = self._pack(width)[first:last]
+            if self._floats:
+                np.matmul(x, packed, out=blocks)
+            else:
+                group = max(1, _CONVERTED // (len(packed[0]) * width))
+                for index in range(0, last - first, group):
+                    part = packed[index : index + group]
+                    np.matmul(x, _as_floats(part), out=blocks[index : index + group])
         if start + whole < stop:
-            np.matmul(x, self.matrix[:, start + whole : stop], out=out[:, whole:])
+            np.matmul(x, self._columns(start + whole, stop), out=out[:, whole:])
+
+    def _columns(self, start: int, stop: int) -> Array:
+        columns = self._matrix[:, start:stop]
+        return columns if self._floats else _as_floats(columns)
 
     def _pack(self, width: int) -> Array:
         packed = self._packed.get(width)
@@ -95,9 +112,16 @@ class ConstantMatrix:
             with self._lock:
                 packed = self._packed.get(width)
                 if packed is None:
-                    depth, columns = self.matrix.shape
+                    depth, columns = self._matrix.shape
                     count = columns // width
-                    cut = self.matrix[:, : count * width].reshape(depth, count, width)
+                    cut = self._matrix[:, : count * width].reshape(depth, count, width)
                     packed = np.ascontiguousarray(cut.transpose(1, 0, 2))
                     self._packed[width] = packed
         return packed
+
+
+def _as_floats(values: Array) -> Array:
+    """Integers as float32 in this thread's scratch memory."""
+    floats = scratch("converted", values.shape)
+    np.copyto(floats, values)
+    return floats

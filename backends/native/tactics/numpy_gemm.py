@@ -72,7 +72,7 @@ def launch_gemm(layer: Layer, mode: Mode, matrix: ConstantMatrix, bias: Array | 
     assert a is not None
     epilogue = Epilogue(layer, mode, bias, axis=2)
     source = layer.inputs.index(a)
-    depth, columns = matrix.matrix.shape
+    depth, columns = matrix.shape
     fallback = Generic().compile(layer, mode)
 
     def launch(*args: Any) -> Sequence[Any]:

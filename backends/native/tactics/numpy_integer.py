@@ -32,28 +32,32 @@ _ZERO, _FULL = np.float32(0), np.float32(255)
 
 
 def _weights(node: Node, mode: Mode, columns: int) -> Array | None:
-    """The constant second operand minus its zero point (one, or one a column), as float32."""
+    """The constant second operand minus its zero point (one, or one a column): 8 or 16 bits."""
     b = node.inputs[1]
     zero = node.inputs[3] if len(node.inputs) > 3 else None
     if b is None or b.constant is None or b.dtype not in _BYTES:
         return None
     if zero is not None and zero.constant is None:
         return None
-    values = stored_constant(b, mode).astype(np.float32)
+    values: Array = stored_constant(b, mode)
     if zero is not None:
-        offset = stored_constant(zero, mode).astype(np.float32).reshape(-1)
+        offset = stored_constant(zero, mode).astype(np.int16).reshape(-1)
         if offset.size not in (1, values.shape[columns]):
             return None
-        shape = [1] * values.ndim
-        shape[columns] = offset.size
-        values -= offset.reshape(shape)
-    return values
+        if offset.any():
+            shape = [1] * values.ndim
+            shape[columns] = offset.size
+            values = values - offset.reshape(shape)
+    if values.dtype == np.uint8 or (values.size and abs(values).max() > 127):
+        return values.astype(np.int16)
+    return values.astype(np.int8, copy=False)
 
 
 def column_bound(weights: Array, axes: tuple[int, ...]) -> int:
     """No partial sum over `axes` of products with centred 8-bit values has a larger magnitude."""
-    positive = np.maximum(weights, 0).sum(axis=axes, dtype=np.float64).max(initial=0.0)
-    negative = -np.minimum(weights, 0).sum(axis=axes, dtype=np.float64).min(initial=0.0)
+    kind = np.int64 if weights.dtype.kind == "i" else np.float64
+    positive = np.maximum(weights, 0).sum(axis=axes, dtype=kind).max(initial=0)
+    negative = -np.minimum(weights, 0).sum(axis=axes, dtype=kind).min(initial=0)
     return int(255 * max(positive, negative))
 
 
@@ -189,7 +193,7 @@ class IntegerConv(Tactic):
         node = layer.nodes[0]
         weights = _weights(node, mode, 0)
         assert weights is not None
-        convolution = Convolution.of(node, weights)
+        convolution = Convolution.of(node, weights.astype(np.float32))
         bound = column_bound(weights, tuple(range(1, weights.ndim)))
         epilogue = Epilogue(layer, mode, None, bound=bound)
         centre = _Centre(layer, mode)
