@@ -16,7 +16,7 @@ import numpy as np
 from polytool.comparators.comparison import Comparison, Finding, OutputResult, Pair, average
 from polytool.comparators.leaves import Leaf, dtype_of, fit, leaves
 from polytool.comparators.metrics import Errors, measure
-from polytool.comparators.response import Measure, Response
+from polytool.comparators.response import MORE, Measure, Response
 from polytool.comparators.tolerances import (
     Criteria,
     Floor,
@@ -56,8 +56,8 @@ def compare(
         atol: see `rtol`.
         metrics: further numbers to check; see `tolerances.criteria_of`.
         criteria: everything that can be asked, in place of the three arguments above.
-        response: measures the model's own response to noise; called at most once, and only when
-            the floor of the default rule fails.
+        response: measures the model's own response to noise; called only when the floor of the
+            default rule fails, and then with 1, and perhaps with 10 times the noise.
         grains: by output name, the absolute error that the operator which makes it may have.
 
     Raises:
@@ -130,20 +130,22 @@ def _is_run(value: Any) -> bool:
 
 
 class _Responses:
-    """The model's response, measured once, when it is first needed."""
+    """The model's response, measured once for each amount of noise, when it is first needed."""
 
     def __init__(self, measure_: Measure | None) -> None:
         self._measure = measure_
-        self._found: Response | None = None
+        self._found: dict[float, Response] = {}
 
-    def get(self) -> Response | None:
-        if self._measure is not None and self._found is None:
-            self._found = self._measure()
-        return self._found
+    def get(self, times: float) -> Response | None:
+        if self._measure is None:
+            return None
+        if times not in self._found:
+            self._found[times] = self._measure(times)
+        return self._found[times]
 
-    def react(self, name: str, iteration: int, leaf: Leaf) -> Reaction | None:
+    def react(self, name: str, iteration: int, leaf: Leaf, times: float) -> Reaction | None:
         """How the array at `leaf` reacts to noise; None where that was not measured."""
-        response = self.get()
+        response = self.get(times)
         if response is None or iteration >= len(response.clean):
             return None
         clean = response.clean[iteration]
@@ -240,7 +242,7 @@ class _Output:
         errors = self._measure(fitted)
         judgement = judge(
             errors, criteria, self.name, self._floor(dtypes), self.grain,
-            lambda: self.responses.react(self.name, self.index, fitted),
+            lambda times: self.responses.react(self.name, self.index, fitted, times),
         )  # fmt: skip
         if not errors.count and judgement.verdict == "agree":
             judgement = Judgement("agree", "empty on both sides", judgement.tolerance)
@@ -251,8 +253,10 @@ class _Output:
         """Other shapes are no difference if noise changes the shape as well."""
         verdict = Judgement(DIFFER, problem, excess=float("inf"))
         if problem.startswith(("shape", "a sequence")):
-            reaction = self.responses.react(self.name, self.index, leaf)
-            if reaction is not None and not reaction.errors:
+            reactions = (
+                self.responses.react(self.name, self.index, leaf, times) for times in (1.0, MORE)
+            )
+            if any(r is not None and not r.errors for r in reactions):
                 reason = f"{problem}, and the shape changes under noise too"
                 verdict = Judgement(NOT_COMPARED, reason, unstable=True)
         if leaf.a is None or leaf.r is None:

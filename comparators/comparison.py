@@ -313,7 +313,7 @@ def _rejudge(errors: Errors, criteria: Criteria, name: str) -> Judgement:
             f"the saved comparison does not hold what {lacking[0]!r} needs for output {name!r}: "
             "compare again from saved outputs (--load-outputs), or ask for something else"
         )
-    return judge(errors, criteria, name, None, 0.0, lambda: None)
+    return judge(errors, criteria, name, None, 0.0, lambda _: None)
 
 
 def average(output: OutputResult, criteria: Criteria) -> Judgement:

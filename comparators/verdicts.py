@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from polytool.comparators.metrics import Errors, required_atol
+from polytool.comparators.response import MORE
 from polytool.comparators.tolerances import (
     METRICS,
     RESPONSE_FACTOR,
@@ -62,7 +63,8 @@ class Reaction:
     source: str
 
 
-React = Callable[[], "Reaction | None"]
+React = Callable[[float], "Reaction | None"]
+"""Measures how the array at hand reacts to that many times the noise."""
 
 
 def worst_verdict(verdicts: Sequence[str]) -> str:
@@ -193,29 +195,36 @@ def _floor_limits(errors: Errors, floor: Floor, grain: float) -> _Limits:
 
 
 def _default(errors: Errors, floor: Floor | None, grain: float, react: React) -> Judgement:
+    """The default rule; ever more is measured as long as the arrays seem to differ."""
     if floor is None:
         return _discrete(errors, react)
-    limits = _floor_limits(errors, floor, grain)
-    excess, which = limits.excess(errors)
+    base = _floor_limits(errors, floor, grain)
     source = f"floor of {floor.name}"
     if grain > floor.largest * errors.scale:
         source = f"absolute {grain:.2g}, as its operator rounds"
-    if excess <= 1:
-        return _float_verdict(errors, limits, excess, which, source, False)
-    reaction = react()
-    if reaction is None:
-        limits = _floor_limits(errors, floor.alone(), grain)
-        excess, which = limits.excess(errors)
-        if floor.unmeasured > 1:
-            source += f" x {floor.unmeasured:g}, as the model's response was not measured"
-        return _float_verdict(errors, limits, excess, which, source, False)
-    if not reaction.errors:
-        return _shapeless(reaction)
-    limits, unstable = _response_limits(errors, limits, reaction.errors)
-    excess, which = limits.excess(errors)
-    factor = UNSTABLE_FACTOR if unstable else RESPONSE_FACTOR
-    source = f"{factor:g} x response ({reaction.source})"
-    return _float_verdict(errors, limits, excess, which, source, unstable)
+    verdict = _float_verdict(errors, base, source)
+    once: list[Errors] = []
+    more: list[Errors] = []
+    for times, known in ((1.0, once), (MORE, more)):
+        if verdict.verdict == AGREE:
+            return verdict
+        reaction = react(times)
+        if reaction is None:
+            return verdict if once else _unmeasured(errors, floor, grain, source)
+        if not reaction.errors:
+            return _shapeless(reaction)
+        known += reaction.errors
+        limits, unstable = _response_limits(errors, base, once, more)
+        factor = UNSTABLE_FACTOR if unstable else RESPONSE_FACTOR / times
+        who = "response" if factor == 1 else f"{factor:g} x response"
+        verdict = _float_verdict(errors, limits, f"{who} ({reaction.source})", unstable)
+    return verdict
+
+
+def _unmeasured(errors: Errors, floor: Floor, grain: float, source: str) -> Judgement:
+    if floor.unmeasured > 1:
+        source += f" x {floor.unmeasured:g}, as the model's response was not measured"
+    return _float_verdict(errors, _floor_limits(errors, floor.alone(), grain), source)
 
 
 def _shapeless(reaction: Reaction) -> Judgement:
@@ -224,28 +233,31 @@ def _shapeless(reaction: Reaction) -> Judgement:
 
 
 def _response_limits(
-    errors: Errors, floor: _Limits, responses: Sequence[Errors]
+    errors: Errors, floor: _Limits, once: Sequence[Errors], more: Sequence[Errors]
 ) -> tuple[_Limits, bool]:
-    """The higher of the floor and a multiple of the response; and whether that is unstable."""
-    l2 = max(r.l2 for r in responses)
-    largest = max(r.max_abs for r in responses)
-    if RESPONSE_FACTOR * l2 <= UNSTABLE * errors.reference_l2:
+    """The higher of the floor and what noise does; and whether the model is unstable.
+
+    Args:
+        errors: what is judged.
+        floor: the limits of the floor.
+        once: the response to the noise, of which ten times is allowed ...
+        more: ... and to ten times the noise; may be empty.
+    """
+    weighted = [(RESPONSE_FACTOR, r) for r in once] + [(1.0, r) for r in more]
+    l2 = max(f * r.l2 for f, r in weighted)
+    if l2 <= UNSTABLE * errors.reference_l2:
+        largest = max(f * r.max_abs for f, r in weighted)
         slices = tuple(
-            np.maximum(limit, RESPONSE_FACTOR * np.max([r.slices[i].error for r in responses], 0))
+            np.maximum(limit, np.max([f * r.slices[i].error for f, r in weighted], 0))
             for i, limit in enumerate(floor.slices)
         )
-        return (
-            _Limits(
-                max(floor.l2, RESPONSE_FACTOR * l2),
-                max(floor.largest, RESPONSE_FACTOR * largest),
-                slices,
-            ),
-            False,
-        )
+        return _Limits(max(floor.l2, l2), max(floor.largest, largest), slices), False
+    l2 = UNSTABLE_FACTOR * max(r.l2 for _, r in weighted)
+    largest = UNSTABLE_FACTOR * max(r.max_abs for _, r in weighted)
     return (
         _Limits(
-            max(floor.l2, UNSTABLE * errors.reference_l2, UNSTABLE_FACTOR * l2),
-            max(floor.largest, UNSTABLE * errors.scale, UNSTABLE_FACTOR * largest),
+            max(floor.l2, UNSTABLE * errors.reference_l2, l2),
+            max(floor.largest, UNSTABLE * errors.scale, largest),
             tuple(np.full(len(limit), np.inf) for limit in floor.slices),
         ),
         True,
@@ -253,8 +265,9 @@ def _response_limits(
 
 
 def _float_verdict(
-    errors: Errors, limits: _Limits, excess: float, which: str, source: str, unstable: bool
+    errors: Errors, limits: _Limits, source: str, unstable: bool = False
 ) -> Judgement:
+    excess, which = limits.excess(errors)
     tolerance: dict[str, Any] = {"check": "default"}
     if source.startswith("absolute"):
         tolerance["absolute"] = limits.largest
@@ -275,19 +288,21 @@ def _discrete(errors: Errors, react: React) -> Judgement:
     if not errors.mismatched:
         return Judgement(AGREE, "", exact)
     what = f"{errors.mismatched} of {errors.count} values differ"
-    reaction = react()
-    if reaction is None:
-        return Judgement(
-            DIFFER, what, {"check": "default", "limit": 0, "source": "exact"}, math.inf
-        )
-    if not reaction.errors:
-        return _shapeless(reaction)
-    flips = UNSTABLE_FACTOR * max(r.mismatched for r in reaction.errors)
-    norm = UNSTABLE_FACTOR * max(r.l2 for r in reaction.errors)
-    excess = max(_over(errors.mismatched, flips), _over(errors.l2, norm))
-    limit = min(int(flips), errors.count)
-    source = f"{UNSTABLE_FACTOR:g} x response ({reaction.source})" if limit else "exact"
-    tolerance: dict[str, Any] = {"check": "default", "limit": limit, "source": source}
-    if excess <= 1:
-        what += ", within the model's own instability"
-    return Judgement(_verdict(excess <= 1), what, tolerance, excess, bool(limit))
+    verdict = Judgement(DIFFER, what, exact, math.inf)
+    for times in (1.0, MORE):
+        reaction = react(times)
+        if reaction is None:
+            return verdict
+        if not reaction.errors:
+            return _shapeless(reaction)
+        flips = UNSTABLE_FACTOR * max(r.mismatched for r in reaction.errors)
+        norm = UNSTABLE_FACTOR * max(r.l2 for r in reaction.errors)
+        excess = max(_over(errors.mismatched, flips), _over(errors.l2, norm))
+        limit = min(int(flips), errors.count)
+        source = f"{UNSTABLE_FACTOR:g} x response ({reaction.source})" if limit else "exact"
+        tolerance = {"check": "default", "limit": limit, "source": source}
+        if excess <= 1:
+            reason = f"{what}, within the model's own instability"
+            return Judgement(AGREE, reason, tolerance, excess, True)
+        verdict = Judgement(DIFFER, what, tolerance, excess, bool(limit))
+    return verdict

@@ -150,11 +150,11 @@ class Session:
         names = [name for name in shown if name in made]
         return self.model if set(names) <= set(own) else with_outputs(self.model, names)
 
-    def _measure(self) -> Response:
+    def _measure(self, times: float) -> Response:
         """The model's own response to noise; empty where it cannot be measured."""
         assert self.feeds is not None
         try:
-            return measure_response(self._shown_model(), self.feeds)
+            return measure_response(self._shown_model(), self.feeds, times)
         except PolytoolError as err:
             _LOG.warning("the model's response to noise could not be measured: %s", err)
             return Response("", [], [])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polytool.comparators.response import SEEDS, Response, perturb
+from polytool.comparators.response import SEEDS, Response, describe, perturb
 from polytool.model import Model, nodes, tensors
 from polytool.tensors import DType
 
@@ -31,12 +31,13 @@ _EXACT: Mapping[str, Sequence[int]] = {
 }
 
 
-def measure_response(model: Model, feeds: Iterable[Feeds]) -> Response:
+def measure_response(model: Model, feeds: Iterable[Feeds], times: float = 1.0) -> Response:
     """Run `model` on the native engine in fp32: once as it is, and with noise of three seeds.
 
     Args:
         model: the model.
         feeds: the inputs of each iteration; iterated once for each run.
+        times: how many times 2^-22 the noise is.
 
     Raises:
         PolytoolError: the native engine cannot run it.
@@ -48,20 +49,20 @@ def measure_response(model: Model, feeds: Iterable[Feeds]) -> Response:
         with NativeRunner(source, device="cpu") as runner:
             return [
                 runner.infer(
-                    feed if seed is None else {k: perturb(v, rng) for k, v in feed.items()}
+                    feed if seed is None else {k: perturb(v, rng, times) for k, v in feed.items()}
                 )
                 for feed in feeds
             ]
 
     return Response(
-        source=f"native fp32, {SEEDS} seeds of 2^-22 noise",
+        source=describe(times),
         clean=run(model, None),
-        noisy=[run(with_noise(model, seed), seed) for seed in range(SEEDS)],
+        noisy=[run(with_noise(model, seed, times), seed) for seed in range(SEEDS)],
     )
 
 
-def with_noise(model: Model, seed: int) -> Model:
-    """A copy of the model whose float weights have relative noise of 2^-22."""
+def with_noise(model: Model, seed: int, times: float = 1.0) -> Model:
+    """A copy of the model whose float weights have relative noise of 2^-22, or times that."""
     import onnx
 
     proto = onnx.ModelProto()
@@ -71,7 +72,7 @@ def with_noise(model: Model, seed: int) -> Model:
     exact = _exact_tensors(proto)
     for tensor in tensors(proto):
         if tensor.name not in exact and _is_noisy(tensor):
-            tensor.CopyFrom(noisy.store(perturb(model.array(tensor), rng), tensor.name))
+            tensor.CopyFrom(noisy.store(perturb(model.array(tensor), rng, times), tensor.name))
     return noisy
 
 

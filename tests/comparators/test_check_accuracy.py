@@ -87,7 +87,7 @@ def test_many_outputs_show_the_worst_first():
 def test_sources_of_tolerances_are_said_once():
     response = Response("native fp32, 3 seeds", [{"y": X}], [[{"y": X * np.float32(1.02)}]] * 3)
     a = {"y": X * np.float32(1.01), "z": X, "i": np.arange(3)}
-    text = shown(compare(a, {**a, "y": X}, response=lambda: response))
+    text = shown(compare(a, {**a, "y": X}, response=lambda times: response))
     assert text.splitlines()[0] == (
         "agree  a against b: 3 outputs, within the model's own instability"
     )

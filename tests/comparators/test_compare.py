@@ -31,7 +31,7 @@ def noisy(x, relative, seed=1):
     return (x * (1 + relative * noise)).astype(x.dtype)
 
 
-def never():
+def never(times):
     raise AssertionError("the response must not be measured")
 
 
@@ -268,7 +268,7 @@ def test_an_average_smooths_over_iterations():
 
 def responding(change, name="y", clean=X):
     noisy_runs = [[{name: change(clean, seed)}] for seed in range(3)]
-    return lambda: Response("native fp32, 3 seeds", [{name: clean}], noisy_runs)
+    return lambda times: Response("native fp32, 3 seeds", [{name: clean}], noisy_runs)
 
 
 def test_the_response_is_measured_only_when_the_floor_fails():
@@ -283,6 +283,22 @@ def test_ten_times_the_response_is_allowed():
     assert found.verdict == "agree" and found.judgement.reason == ""
     assert found.judgement.tolerance["source"] == "10 x response (native fp32, 3 seeds)"
     assert verdict(noisy(X, 3e-4, 9), X, response=response) == "differ"
+
+
+def test_ten_times_the_noise_is_tried_where_it_may_flip_something():
+    asked = []
+
+    def response(times):
+        asked.append(times)
+        size = 1e-7 if times == 1 else 2e-2
+        noise = [[{"y": noisy(X, size, seed)}] for seed in range(3)]
+        return Response(f"{times:g} x noise", [{"y": X}], noise)
+
+    one = compare({"y": noisy(X, 2e-2, 9)}, {"y": X}, response=response).outputs["y"]
+    assert asked == [1, 10]
+    assert one.agreed and one.judgement.unstable
+    assert one.judgement.tolerance["source"] == "3 x response (10 x noise)"
+    assert verdict(noisy(X, 0.5, 9), X, response=response) == "differ"
 
 
 def test_the_response_of_each_slice_counts():
