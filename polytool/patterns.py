@@ -59,5 +59,11 @@ def check_used(values: Mapping[str, object], names: Iterable[str], what: str) ->
     for pattern in values:
         if pattern and not any(n == pattern or fnmatchcase(n, pattern) for n in known):
             close = difflib.get_close_matches(pattern, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {_listed(known)}"
             raise UsageError(f"{what} is given for {pattern!r}, which does not exist; {hint}")
+
+
+def _listed(names: list[str], at_most: int = 8) -> str:
+    shown = ", ".join(names[:at_most]) or "none"
+    more = len(names) - at_most
+    return f"{shown} and {more} more" if more > 0 else shown
