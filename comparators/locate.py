@@ -245,11 +245,11 @@ def _is_float(value: Any) -> bool:
 
 def _same_bits(a: Any, b: Any) -> bool:
     if isinstance(a, list):
-        return len(a) == len(b) and all(map(_same_bits, a, b))
+        return bool(len(a) == len(b)) and all(map(_same_bits, a, b))
     if not isinstance(a, np.ndarray):
         return a is b or bool(a == b)
     if a.dtype == object:
-        return bool((a == b).all())
+        return bool(np.all(a == b))
     return a.shape == b.shape and a.tobytes() == b.tobytes()
 
 

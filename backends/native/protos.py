@@ -42,13 +42,15 @@ def function_of_schema(
         defaults = (a.default_value for a in schema.attributes.values())
         function.attribute_proto.extend(d for d in defaults if d.type)
         return function
-    if not schema.has_context_dependent_function:
+    if not schema.has_context_dependent_function:  # type: ignore[attr-defined]  # stub lacks it
         return None
     types = [_type_proto(spec).SerializeToString() for spec in specs]
     while len(types) < len(proto.input):
         types.append(b"")
     try:
-        text = schema.get_context_dependent_function(proto.SerializeToString(), types)
+        text = schema.get_context_dependent_function(  # type: ignore[attr-defined]  # likewise
+            proto.SerializeToString(), types
+        )
     except (RuntimeError, ValueError):
         return None
     function.ParseFromString(text)

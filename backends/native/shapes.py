@@ -86,6 +86,7 @@ class ShapePass:
         return all(t is None or self.value(t) is not None for t in node.inputs)
 
     def _evaluate(self, node: Node) -> None:
+        arguments: list[Any]
         if node.op in ("Shape", "Size"):
             assert node.inputs[0] is not None
             dims = self.shape(node.inputs[0])

@@ -220,7 +220,7 @@ def saturated(value: np.ndarray, dtype: DType) -> np.ndarray:
         lost = np.isinf(cast) & np.isfinite(value)
         if not lost.any():
             return cast
-        top = ml_dtypes.finfo(dtype.numpy).max
+        top = _largest(dtype)
         return np.where(lost, np.copysign(top, value).astype(dtype.numpy), cast)
 
 
@@ -229,5 +229,8 @@ def overflows(constant: Constant, dtype: DType) -> bool:
     if constant.size > _LOOKED_AT:
         return False
     value = constant.array()
-    limit = float(ml_dtypes.finfo(dtype.numpy).max)
-    return bool((np.abs(value[np.isfinite(value)]) > limit).any())
+    return bool((np.abs(value[np.isfinite(value)]) > _largest(dtype)).any())
+
+
+def _largest(dtype: DType) -> float:
+    return float(ml_dtypes.finfo(dtype.numpy).max)  # type: ignore[no-untyped-call]  # no stubs

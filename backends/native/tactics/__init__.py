@@ -16,13 +16,13 @@ def cpu_tactics() -> tuple[Tactic, ...]:
     for module in pkgutil.iter_modules(__path__):
         if module.name.startswith("numpy_"):
             importlib.import_module(f"{__name__}.{module.name}")
-    found = [cls() for cls in _leaves(Tactic) if cls.device == "cpu"]
+    found = [cls() for c in Tactic.__subclasses__() for cls in _leaves(c) if cls.device == "cpu"]
     return tuple(sorted(found, key=lambda t: (-t.priority, t.name)))
 
 
 def _leaves(cls: type[Tactic]) -> list[type[Tactic]]:
-    below = cls.__subclasses__()
-    return [leaf for c in below for leaf in _leaves(c)] if below else [cls]
+    """The classes without subclasses, which are the ones that are complete."""
+    return [leaf for c in cls.__subclasses__() for leaf in _leaves(c)] or [cls]
 
 
 def choose(layer: Layer, mode: Mode) -> Tactic:

@@ -81,7 +81,11 @@ def _single(layer: Layer, mode: Mode) -> Launch:
         for t in node.inputs
     ]
     inputs = layer.inputs
-    slots = [(i, inputs.index(t)) for i, t in enumerate(node.inputs) if _is_input(t)]
+    slots = [
+        (i, inputs.index(t))
+        for i, t in enumerate(node.inputs)
+        if t is not None and t.constant is None
+    ]
     wanted = [i for i, t in enumerate(node.outputs) if t is not None]
     if len(node.outputs) == 1:
         if slots == [(i, i) for i in range(len(template))]:
@@ -108,10 +112,6 @@ def _single(layer: Layer, mode: Mode) -> Launch:
 
 def _first(result: Any) -> Any:
     return result[0] if type(result) is tuple else result
-
-
-def _is_input(tensor: Tensor | None) -> bool:
-    return tensor is not None and tensor.constant is None
 
 
 def _several(layer: Layer, mode: Mode) -> Launch:
