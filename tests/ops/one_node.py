@@ -45,7 +45,10 @@ class Case:
 
     @property
     def feeds(self) -> dict[str, Array]:
-        """Input name to array."""
+        """Input name to array; types that NumPy lacks are initializers instead."""
+        return {n: x for n, x in self._given().items() if x.dtype.isbuiltin == 1}
+
+    def _given(self) -> dict[str, Array]:
         return {f"i{k}": x for k, x in enumerate(self.inputs) if x is not None}
 
     def model(self) -> onnx.ModelProto:
@@ -62,6 +65,11 @@ class Case:
                 for name, x in self.feeds.items()
             ],
             [onnx.ValueInfoProto(name=name) for name in results if name],
+            [
+                onnx.numpy_helper.from_array(x, name)
+                for name, x in self._given().items()
+                if x.dtype.isbuiltin != 1
+            ],
         )
         versions = {"": 17, self.domain: self.opset}
         opsets = [helper.make_opsetid(d, v) for d, v in versions.items()]

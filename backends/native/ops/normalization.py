@@ -264,8 +264,8 @@ def mean_variance_normalization(xp: Any, x: Array, *, axes: Ints = (0, 2, 3)) ->
 def mean_variance_normalization_1(
     xp: Any, x: Array, *, across_channels: int = 0, normalize_variance: int = 1
 ) -> Array:
-    """The experimental form, whose statistics are those of each sample."""
-    axes = range(1 if across_channels else 2, x.ndim)
+    """The experimental form; like ONNX Runtime, with statistics over the batch as well."""
+    axes = [a for a in range(x.ndim) if across_channels or a != 1]
     centered = x - mean(x, axes)
     if not normalize_variance:
         return centered

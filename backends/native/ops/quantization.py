@@ -25,8 +25,8 @@ _LARGEST = {
 
 
 def widened(x: Array) -> Array:
-    """Floats of eight bits or fewer as float32; everything else as it is."""
-    return x if x.dtype.kind in "fiubc" else x.astype(np.float32)
+    """Types that NumPy lacks, eight bits or fewer, as float32; everything else as it is."""
+    return x if x.dtype.isbuiltin == 1 else x.astype(np.float32)
 
 
 def spread(xp: Any, parameter: Array, x: Array, axis: int, block_size: int = 0) -> Array:
