@@ -245,12 +245,10 @@ def _is_float(value: Any) -> bool:
 
 def _same_bits(a: Any, b: Any) -> bool:
     if isinstance(a, list):
-        return bool(len(a) == len(b)) and all(map(_same_bits, a, b))
-    if not isinstance(a, np.ndarray):
-        return a is b or bool(a == b)
-    if a.dtype == object:
+        return isinstance(b, list) and len(a) == len(b) and all(map(_same_bits, a, b))
+    if not isinstance(a, np.ndarray) or a.dtype == object:
         return bool(np.all(a == b))
-    return a.shape == b.shape and a.tobytes() == b.tobytes()
+    return a.shape == b.shape and bool(a.tobytes() == b.tobytes())
 
 
 def _worse(a: float | None, b: float | None) -> float | None:

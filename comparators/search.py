@@ -68,8 +68,8 @@ class _Search:
     def runs(self) -> int:
         return len(self._known)
 
-    @property
     def spent(self) -> bool:
+        """Whether no more sets may be run."""
         return self.runs >= self._most
 
     def accepts(self, chosen: Sequence[int] | range) -> bool:
@@ -95,7 +95,7 @@ class _Search:
         This is the complement step of ddmin (Zeller and Hildebrandt, 2002).
         """
         size = max(1, len(chosen) // 2)
-        while chosen and not self.spent:
+        while chosen and not self.spent():
             dropped = False
             for start in range(len(chosen) - size, -size, -size):
                 cut = set(chosen[max(0, start) : start + size])
@@ -103,7 +103,7 @@ class _Search:
                 if len(rest) < len(chosen) and self.accepts(rest):
                     chosen, dropped = rest, True
                     break
-                if self.spent:
+                if self.spent():
                     return chosen
             if dropped:
                 size = max(1, min(size, len(chosen) // 2))
@@ -116,14 +116,14 @@ class _Search:
     def exchange(self, chosen: list[int]) -> list[int]:
         """Replace two by one where that is accepted: the order of candidates is an estimate."""
         improved = True
-        while improved and len(chosen) > 1 and not self.spent:
+        while improved and len(chosen) > 1 and not self.spent():
             improved = False
             others = [i for i in range(len(self._names)) if i not in chosen][:_EXCHANGED]
             pairs = [(a, b) for j, a in enumerate(chosen) for b in chosen[j + 1 :]]
             for a, b in pairs:
                 rest = [i for i in chosen if i not in (a, b)]
                 for other in others:
-                    if self.spent:
+                    if self.spent():
                         return chosen
                     if self.accepts([*rest, other]):
                         chosen, improved = self.minimise([*rest, other]), True

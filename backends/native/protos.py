@@ -37,12 +37,12 @@ def function_of_schema(
     except onnx.defs.SchemaError:
         return None
     function = onnx.FunctionProto()
-    if schema.has_function:
+    if schema.has_function:  # type: ignore[attr-defined]  # the stub lacks it
         function.CopyFrom(schema.function_body)
         defaults = (a.default_value for a in schema.attributes.values())
         function.attribute_proto.extend(d for d in defaults if d.type)
         return function
-    if not schema.has_context_dependent_function:  # type: ignore[attr-defined]  # stub lacks it
+    if not schema.has_context_dependent_function:  # type: ignore[attr-defined]  # likewise
         return None
     types = [_type_proto(spec).SerializeToString() for spec in specs]
     while len(types) < len(proto.input):
