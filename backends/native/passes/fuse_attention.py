@@ -5,7 +5,8 @@
 The scale may stand on the scores, on q, on k^T, or be split over q and k^T (torch does that). The
 transposed k comes from a Transpose, whose permutation is corrected, or is transposed back.
 Refused: ranks other than four, a softmax over another axis, interior values that something else
-reads, nodes of two precisions, a mask that is not added.
+reads, nodes of two precisions, a mask that is not added, one that may broadcast over the keys:
+Attention reads a mask that ends before the last key as -inf from there on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from polytool.backends.native.passes.match import (
     split_constant,
 )
 from polytool.backends.native.passes.result import PassResult
+from polytool.backends.native.shapes import ShapePass, probe, sample_inputs
 
 _RANK = 4
 
@@ -29,6 +31,7 @@ _RANK = 4
 def fuse_attention(network: Network, config: BuilderConfig) -> PassResult:
     """Rewrite every attention found in `network` and its bodies."""
     result = PassResult()
+    passes: list[ShapePass] | None = None
     for body in (network, *network.bodies()):
         graph = Graph(body)
         replaced: dict[int, Node] = {}
@@ -40,6 +43,10 @@ def fuse_attention(network: Network, config: BuilderConfig) -> PassResult:
             found = _match(graph, node)
             if found is None or not same_precision(config, found.nodes):
                 continue
+            if found.mask is not None:
+                passes = _probed(network, config) if passes is None else passes
+                if not _spans_keys(found.mask, found.k_transposed, passes):
+                    continue
             last, attention, transpose = found.build(graph)
             replaced[id(last)] = attention
             if transpose is not None:
@@ -48,6 +55,19 @@ def fuse_attention(network: Network, config: BuilderConfig) -> PassResult:
         graph.rewrite(replaced)
         result.changed += len(replaced)
     return result
+
+
+def _probed(network: Network, config: BuilderConfig) -> list[ShapePass]:
+    samples = [p.to_samples() for p in config.profiles] or [sample_inputs(network)]
+    return probe(network, [s for group in samples for s in group])
+
+
+def _spans_keys(mask: Tensor, k_transposed: Tensor, passes: list[ShapePass]) -> bool:
+    """Whether the mask surely has an entry for every key."""
+    pairs = [(p.shape(mask), p.shape(k_transposed)) for p in passes]
+    known = bool(pairs) and all(a is not None and b is not None for a, b in pairs)
+    shapes = pairs if known else [(mask.shape, k_transposed.shape)]
+    return all(a and b and a[-1] is not None and a[-1] == b[-1] for a, b in shapes)
 
 
 def _insert(body: Network, before: dict[int, Node]) -> None:
@@ -145,9 +165,7 @@ def _unmask(graph: Graph, scores: Tensor) -> tuple[Tensor, Tensor | None, list[N
     for value, mask in (added.inputs, added.inputs[::-1]):
         assert value is not None and mask is not None
         inner, _, _ = _unscale(graph, value)
-        # Attention reads a mask that ends before the last key as -inf from there on.
-        broadcast = not mask.shape or mask.shape[-1] == 1
-        if graph.node(inner, "MatMul") is not None and not broadcast:
+        if graph.node(inner, "MatMul") is not None and mask.shape is not None:
             return value, mask, [added]
     return scores, None, []
 

@@ -1,0 +1,132 @@
+"""Whole patterns that passes look for, in the forms that exporters write."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tests.property.growing import FLOAT, Growing, Skip, Value
+from tests.property.random_nodes import (
+    Maker,
+    batch_normalization,
+    convolution,
+    gemm,
+    layer_normalization,
+    product,
+    unary,
+)
+
+BLOCKS: list[Maker] = []
+
+
+def block(function: Maker) -> Maker:
+    """Register a function that appends several nodes."""
+    BLOCKS.append(function)
+    return function
+
+
+def last(g: Growing) -> Value:
+    return g.pool[-1]
+
+
+def pointwise(g: Growing, op: str, *inputs: Value, **attributes: object) -> Value:
+    """An inexact node of the broadcast shape."""
+    shape = np.broadcast_shapes(*(v.shape for v in inputs))
+    g.add(op, inputs, [(FLOAT, shape)], exact=False, **attributes)
+    return last(g)
+
+
+def scalar(g: Growing, value: float) -> Value:
+    return g.constant(np.float32(value))
+
+
+@block
+def convolution_normalized_activated(g: Growing) -> None:
+    convolution(g)
+    source = g.pool[-1]
+    if g.number(0, 1):
+        batch_normalization(g)
+    if g.number(0, 1) and last(g).shape == source.shape:
+        pointwise(g, "Add", last(g), source)
+    activated(g)
+
+
+@block
+def activated(g: Growing) -> None:
+    """An activation, whole or written out."""
+    form = g.number(0, 4)
+    x = g.pick()
+    if form == 0:
+        pointwise(g, "Mul", x, pointwise(g, "Sigmoid", x))
+    elif form == 1:
+        inner = pointwise(g, "Erf", pointwise(g, "Div", x, scalar(g, math.sqrt(2))))
+        outer = pointwise(g, "Mul", x, pointwise(g, "Add", inner, scalar(g, 1.0)))
+        pointwise(g, "Mul", outer, scalar(g, 0.5))
+    elif form == 2:
+        clipped = pointwise(g, "Add", x, scalar(g, 3.0))
+        g.add("Clip", [clipped, scalar(g, 0), scalar(g, 6)], [(FLOAT, x.shape)], exact=False)
+        pointwise(g, "Div", pointwise(g, "Mul", x, last(g)), scalar(g, 6.0))
+    elif form == 3:
+        pointwise(g, "Mul", x, pointwise(g, "HardSigmoid", x, alpha=1 / 6, beta=0.5))
+    else:
+        unary(g)
+
+
+@block
+def biased_product(g: Growing) -> None:
+    product(g)
+    y = last(g)
+    if not y.rank:
+        raise Skip
+    pointwise(g, "Add", *g.one([(y, bias := g.constant(g.values(FLOAT, y.shape[-1:]))), (bias, y)]))
+    activated(g)
+
+
+@block
+def gemm_activated(g: Growing) -> None:
+    gemm(g)
+    activated(g)
+
+
+@block
+def normalization_written_out(g: Growing) -> None:
+    x = g.pick(least=1, filled=True)
+    if x.shape[-1] < 2:
+        raise Skip
+    dims = (*x.shape[:-1], 1)
+    g.add("ReduceMean", [x], [(FLOAT, dims)], axes=[-1], exact=False)
+    centred = pointwise(g, "Sub", x, last(g))
+    squared = pointwise(g, "Pow", centred, scalar(g, 2.0))
+    g.add("ReduceMean", [squared], [(FLOAT, dims)], axes=[-1], exact=False)
+    deviation = pointwise(g, "Sqrt", pointwise(g, "Add", last(g), scalar(g, 0.1)))
+    y = pointwise(g, "Div", centred, deviation)
+    y = pointwise(g, "Mul", y, g.constant(g.values(FLOAT, x.shape[-1:])))
+    pointwise(g, "Add", y, g.constant(g.values(FLOAT, x.shape[-1:])))
+
+
+@block
+def residual_normalized(g: Growing) -> None:
+    x = g.pick(least=1, filled=True)
+    pointwise(g, "Add", x, g.constant(g.values(FLOAT, x.shape)))
+    layer_normalization(g)
+
+
+@block
+def attention(g: Growing) -> None:
+    """Scores, a scale, perhaps a mask, probabilities, values: with heads of their own or shared."""
+    batch, heads, queries, keys, size = (g.number(1, 3) for _ in range(5))
+    q = g.input(FLOAT, (batch, heads, queries, size))
+    k = g.input(FLOAT, (batch, g.one([heads, 1]), size, keys))
+    v = g.input(FLOAT, (batch, g.one([heads, 1]), keys, g.number(1, 3)))
+    g.add("MatMul", [q, k], [(FLOAT, (batch, heads, queries, keys))], exact=False)
+    scores = last(g)
+    if g.number(0, 1):
+        scores = pointwise(g, g.one(["Mul", "Div"]), scores, scalar(g, 0.5))
+    if g.number(0, 1):
+        mask = g.one(
+            [(keys,), (1,), (), (queries, keys), (1, 1, 1, keys), (batch, 1, queries, keys)]
+        )
+        scores = pointwise(g, "Add", scores, g.input(FLOAT, mask))
+    g.add("Softmax", [scores], [(FLOAT, scores.shape)], exact=False, axis=-1)
+    g.add("MatMul", [last(g), v], [(FLOAT, (batch, heads, queries, v.shape[-1]))], exact=False)

@@ -1,0 +1,32 @@
+"""What random graphs found, kept as cases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.property.test_random_graphs import check
+
+pytestmark = pytest.mark.ort
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> Any:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def model(text: str) -> onnx.ModelProto:
+    return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}')
+
+
+@pytest.mark.parametrize(("shape", "dims"), [((), ""), ((1,), "[1]"), ((1,), "[M]")])
+def test_a_mask_that_broadcasts_over_the_keys(shape: tuple[int, ...], dims: str) -> None:
+    """Attention reads a mask that ends before the last key as -inf from there on."""
+    graph = f"""g (float[2,3,4,5] q, float[2,3,5,6] k, float[2,3,6,4] v, float{dims} m)
+        => (float[2,3,4,4] y)
+        {{ s = MatMul(q, k) a = Add(s, m) p = Softmax(a) y = MatMul(p, v) }}"""
+    feeds = {"q": normal(2, 3, 4, 5), "k": normal(2, 3, 5, 6), "v": normal(2, 3, 6, 4)}
+    check(model(graph), feeds | {"m": normal(*shape)})
