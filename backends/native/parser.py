@@ -216,7 +216,8 @@ class _Parser:
         if domain == "" and node.op in CONTROL:
             return [self.control(node, graphs, scope, shapes)]
         raised = registry.raise_node(node)
-        if len(raised) == 1 and registry.find(domain, raised[0].op, raised[0].version) is None:
+        newest = raised[0]
+        if len(raised) == 1 and registry.find(newest.domain, newest.op, newest.version) is None:
             return self.definition(proto, node, scope, shapes)
         return [self.layer(r, scope, shapes) for r in raised]
 
