@@ -1,0 +1,66 @@
+"""Running one model on ONNX Runtime, on our engine with and without fusion, and on the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import polytool
+
+HUGE = 1e20
+
+
+def onnxruntime(model: onnx.ModelProto, feeds: dict[str, Any]) -> dict[str, Any] | None:
+    """Its outputs without any optimisation; None where it refuses the model."""
+    ort = pytest.importorskip("onnxruntime")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options)
+        results = session.run(None, feeds)
+    except Exception:  # it raises types of its own; whatever it says, it is no reference here
+        return None
+    return dict(zip((o.name for o in session.get_outputs()), results, strict=True))
+
+
+def native(model: onnx.ModelProto, feeds: dict[str, Any], **options: Any) -> dict[str, Any]:
+    with polytool.runner("native", model, **options) as runner:
+        return runner.infer(feeds)
+
+
+def agree(model: onnx.ModelProto, feeds: dict[str, Any]) -> bool:
+    """Check every output of both plans; False where there is nothing to compare with."""
+    expected = onnxruntime(model, feeds)
+    if expected is None:
+        return False
+    exact = native(model, feeds, precision="fp64", optimize=False)
+    for label, got in (
+        ("fused", native(model, feeds)),
+        ("unfused", native(model, feeds, optimize=False)),
+    ):
+        for name, want in expected.items():
+            assert_close(f"{label} {name}", got[name], want, exact[name])
+    return True
+
+
+def assert_close(name: str, got: Any, want: Any, exact: Any) -> None:
+    """Equal but for roundings: as near to ONNX Runtime as that is to the exact value, or nearer.
+
+    Where the exact value is huge or not finite, the results need only both be so or both not.
+    """
+    assert got.shape == want.shape, f"{name} has shape {got.shape}, not {want.shape}"
+    assert got.dtype == want.dtype, f"{name} is {got.dtype}, not {want.dtype}"
+    if want.dtype != np.float32:
+        np.testing.assert_array_equal(got, want, err_msg=name)
+        return
+    with np.errstate(all="ignore"):
+        sound = np.isfinite(exact) & (np.abs(exact) < HUGE) & np.isfinite(want)
+        scale = np.abs(exact[sound]).max(initial=1.0)
+        allowed = 2e-5 * scale + 20 * np.abs(want[sound] - exact[sound])
+        wrong = ~(np.abs(got[sound].astype(float) - exact[sound]) <= allowed)
+    assert not wrong.any(), f"{name}: {got[sound][wrong]} instead of {want[sound][wrong]}"
