@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polytool.backends.native.network import Layer
+from polytool.backends.native.network import Layer, Node
 
 Launch = Callable[..., Sequence[Any]]
 """Takes the layer's inputs (`Layer.inputs`, constants left out) in order, as stored arrays, and
@@ -46,3 +46,8 @@ class Tactic(abc.ABC):
     @abc.abstractmethod
     def compile(self, layer: Layer, mode: Mode) -> Launch:
         """Prepare the layer: pack its constants, bind its attributes. No timing, no state."""
+
+
+def only_node(layer: Layer) -> Node | None:
+    """The layer's node where it has exactly one."""
+    return layer.nodes[0] if len(layer.nodes) == 1 else None

@@ -21,7 +21,7 @@ from polytool.backends.native.tactics.pool import blocks_of, parallel, scratch
 Array = np.ndarray[Any, Any]
 _ALL = slice(None)
 # Multiply-adds below which a second thread costs more than it saves.
-_SMALL = 1 << 22
+_SMALL = 3_000_000
 # OpenBLAS's small-matrix kernel takes a product of at most this many multiply-adds.
 _SMALL_KERNEL = 1_000_000
 # Elements of the columns that one block unrolls: more blocks cost more than a cache miss.
@@ -217,7 +217,7 @@ class GatherPlan:
     @staticmethod
     def columns(filters: Array, where: Windows, images: int, group: int) -> int:
         """How many elements it would gather."""
-        return images * group * math.prod(filters.shape[1:]) * math.prod(where.out)
+        return int(images * group * math.prod(filters.shape[1:]) * math.prod(where.out))
 
     def run(self, x: Array, out: Array, finish: Finish | None) -> None:
         images, m = out.shape[:2]
@@ -326,7 +326,8 @@ class DepthwisePlan:
         target = part.reshape(len(image), k, *w.out)
         target[...] = 0
         for tap, (rows, columns) in w.taps():
-            weights = filters[:, 0, *tap].reshape(-1, k, 1, 1)
+            row, column = tap
+            weights = filters[:, 0, row, column].reshape(-1, k, 1, 1)
             target += weights * padded[:, :, rows, columns]
 
     def _unroll(self, image: Array) -> dict[int, Array]:

@@ -21,7 +21,7 @@ _SMALL_KERNEL = 1_000_000
 # Integers that become float32 at a time: half a second-level cache.
 _CONVERTED = 1 << 17
 # Multiply-adds below which a second thread costs more than it saves.
-_SMALL = 1 << 23
+_SMALL = 3_000_000
 
 
 class ConstantMatrix:

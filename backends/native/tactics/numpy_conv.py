@@ -20,6 +20,7 @@ from polytool.backends.native.tactics.conv_plans import (
     RowPlan,
 )
 from polytool.backends.native.tactics.epilogue import Epilogue
+from polytool.backends.native.tactics.memo import Memo
 from polytool.backends.native.tactics.numpy_generic import Generic, stored_constant
 from polytool.backends.native.tactics.pointwise import FLOAT, stored_as
 
@@ -56,7 +57,7 @@ class Conv(Tactic):
         epilogue = Epilogue(layer, mode, bias)
         source = layer.inputs.index(x)
         fallback = Generic().compile(layer, mode)
-        plans: dict[tuple[int, ...], tuple[Plan, tuple[int, ...], Any]] = {}
+        plans: Memo[tuple[int, ...], tuple[Plan, tuple[int, ...], Any]] = Memo()
 
         def launch(*args: Any) -> Sequence[Any]:
             value = args[source]
@@ -65,7 +66,7 @@ class Conv(Tactic):
                 made = convolution.plan(value.shape)
                 if made is None:  # empty tensors, ranks that have no plan
                     return fallback(*args)
-                known = plans[value.shape] = made
+                known = plans.keep(value.shape, made)
             plan, shape, view = known
             out = np.empty(shape, np.float32)
             plan.run(view(value), view(out), epilogue.bind(shape, args))

@@ -104,12 +104,17 @@ def _put_together(columns: Array, where: Windows, out: Array) -> None:
     exact = all(n == k * o for n, k, o in zip(where.size, where.kernel, where.out, strict=True))
     if apart and exact and not any(where.before):
         for tap, place in where.taps():
-            out[:, *place] = columns[:, *tap]
+            out[_all(place)] = columns[_all(tap)]
         return
     margins = zip(where.size, where.before, where.reach, strict=True)
     image = scratch("image", (len(out), *(n + b + max(a, 0) for n, b, a in margins)))
     image[...] = 0
     for tap, place in where.taps():
-        image[:, *place] += columns[:, *tap]
+        image[_all(place)] += columns[_all(tap)]
     crop = [slice(b, b + n) for b, n in zip(where.before, where.size, strict=True)]
-    np.copyto(out, image[:, *crop])
+    np.copyto(out, image[_all(crop)])
+
+
+def _all(spatial: Sequence[Any]) -> Any:
+    """An index of the spatial axes, for every channel."""
+    return (slice(None), *spatial)

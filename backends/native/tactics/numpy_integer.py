@@ -19,6 +19,7 @@ from polytool.backends.native.tactics.base import Launch, Mode, Tactic
 from polytool.backends.native.tactics.blocks import lower
 from polytool.backends.native.tactics.epilogue import Epilogue
 from polytool.backends.native.tactics.gemm_plans import ConstantMatrix
+from polytool.backends.native.tactics.memo import Memo
 from polytool.backends.native.tactics.numpy_conv import Convolution, Plan
 from polytool.backends.native.tactics.numpy_generic import Generic, stored_constant
 from polytool.backends.native.tactics.pointwise import EXACT
@@ -198,7 +199,7 @@ class IntegerConv(Tactic):
         epilogue = Epilogue(layer, mode, None, bound=bound)
         centre = _Centre(layer, mode)
         fallback = Generic().compile(layer, mode)
-        plans: dict[tuple[int, ...], tuple[Plan, tuple[int, ...], Any]] = {}
+        plans: Memo[tuple[int, ...], tuple[Plan, tuple[int, ...], Any]] = Memo()
 
         def launch(*args: Any) -> Sequence[Any]:
             x = args[centre.source]
@@ -206,7 +207,7 @@ class IntegerConv(Tactic):
             values = None if known is None else centre(args)
             if known is None or values is None:
                 return fallback(*args)
-            plan, shape, view = plans[x.shape] = known
+            plan, shape, view = plans.keep(x.shape, known)
             out = np.empty(shape, np.float32)
             plan.run(view(values), view(out), epilogue.bind(shape, args))
             return epilogue.complete(out, args)

@@ -10,6 +10,7 @@ import numpy as np
 from polytool.backends.native.network import Layer
 from polytool.backends.native.tactics.base import Launch, Mode, Tactic
 from polytool.backends.native.tactics.blocks import Grid, Program, grid_of, lower, run_grid
+from polytool.backends.native.tactics.memo import Memo
 
 
 class Pointwise(Tactic):
@@ -39,7 +40,7 @@ class Pointwise(Tactic):
 def launch_pointwise(program: Program, positions: Sequence[int]) -> Launch:
     """Run `program` on the arguments at `positions`; the grid of each set of shapes is kept."""
     constants = tuple(c.shape if isinstance(c, np.ndarray) else None for c in program.constants)
-    grids: dict[Any, Grid] = {}
+    grids: Memo[Any, Grid] = Memo()
     in_order = list(positions) == list(range(len(positions)))
 
     def launch(*args: Any) -> Sequence[Any]:
@@ -47,7 +48,7 @@ def launch_pointwise(program: Program, positions: Sequence[int]) -> Launch:
         key = tuple([a.shape for a in operands])
         grid = grids.get(key)
         if grid is None:
-            grid = grids[key] = grid_of((*key, *constants), program.rank)
+            grid = grids.keep(key, grid_of((*key, *constants), program.rank))
         return (run_grid(program, grid, operands),)
 
     return launch

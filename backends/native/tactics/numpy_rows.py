@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from polytool.backends.native.network import Layer, Node
-from polytool.backends.native.tactics.base import Launch, Mode, Tactic
+from polytool.backends.native.tactics.base import Launch, Mode, Tactic, only_node
 from polytool.backends.native.tactics.numpy_generic import Generic, stored_constant
 from polytool.backends.native.tactics.pointwise import FLOAT, stored_as
 from polytool.backends.native.tactics.pool import parallel
@@ -39,13 +39,14 @@ def _ones(size: int) -> Array:
 
 def row_sums(x: Array) -> Array:
     """The sum of each row, (rows, 1): a BLAS dot product, several times faster than `sum`."""
-    return np.vecdot(x, _ones(x.shape[1]))[:, None]
+    sums: Array = np.vecdot(x, _ones(x.shape[1]))
+    return sums[:, None]
 
 
 def _single(layer: Layer, mode: Mode, domain: str, names: Sequence[str]) -> Node | None:
     """The layer's only node, if it is one of `names` on a float32 input that is no constant."""
-    (node, *rest) = layer.nodes or [None]
-    if node is None or rest or mode.wide or node.domain != domain or node.op not in names:
+    node = only_node(layer)
+    if node is None or mode.wide or node.domain != domain or node.op not in names:
         return None
     x = node.inputs[0]
     if x is None or x.constant is not None or stored_as(x) != FLOAT or len(layer.outputs) != 1:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from polytool.backends.native.network import Layer
-from polytool.backends.native.tactics.base import Launch, Mode, Tactic
+from polytool.backends.native.tactics.base import Launch, Mode, Tactic, only_node
 from polytool.backends.native.tactics.numpy_generic import Generic
 from polytool.backends.native.tactics.pointwise import FLOAT, stored_as
 
@@ -27,8 +27,8 @@ class Scatter(Tactic):
     priority = 10
 
     def supports(self, layer: Layer, mode: Mode) -> bool:
-        (node, *rest) = layer.nodes or [None]
-        if node is None or rest or node.domain or node.op != "ScatterElements" or mode.wide:
+        node = only_node(layer)
+        if node is None or node.domain or node.op != "ScatterElements" or mode.wide:
             return False
         if node.attrs.get("reduction") not in _REDUCTIONS or node.attrs.get("axis", 0) != 0:
             return False
@@ -59,7 +59,8 @@ def _row_indices(indices: Array, data: Array, updates: Array) -> Array | None:
         return None
     if data.shape[1:] != indices.shape[1:]:
         return None
-    flat = indices[(slice(None), *[0] * (indices.ndim - 1))]
+    first: Any = (slice(None), *[0] * (indices.ndim - 1))
+    flat = indices[first]
     spread = all(
         s == 0 or n == 1 for s, n in zip(indices.strides[1:], indices.shape[1:], strict=True)
     )

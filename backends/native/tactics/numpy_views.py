@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from polytool.backends.native.network import Layer
-from polytool.backends.native.tactics.base import Launch, Mode, Tactic
+from polytool.backends.native.tactics.base import Launch, Mode, Tactic, only_node
+from polytool.backends.native.tactics.memo import Memo
 from polytool.backends.native.tactics.numpy_generic import Generic
 
 _NAMES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-# Shapes to remember; a model whose shapes never repeat must not fill the memory.
-_LIMIT = 256
 
 
 class View(Tactic):
@@ -21,8 +20,8 @@ class View(Tactic):
     priority = 10
 
     def supports(self, layer: Layer, mode: Mode) -> bool:
-        (node, *rest) = layer.nodes or [None]
-        if node is None or rest or node.domain or node.op not in _NAMES:
+        node = only_node(layer)
+        if node is None or node.domain or node.op not in _NAMES:
             return False
         x, *others = node.inputs
         if x is None or x.constant is not None or x.container != "tensor":
@@ -31,12 +30,11 @@ class View(Tactic):
 
     def compile(self, layer: Layer, mode: Mode) -> Launch:
         resolve = Generic().compile(layer, mode)
-        shapes: dict[Any, tuple[int, ...]] = {}
+        shapes: Memo[Any, tuple[int, ...]] = Memo()
 
         def remember(key: Any, *args: Any) -> Sequence[Any]:
             result = resolve(*args)
-            if len(shapes) < _LIMIT:
-                shapes[key] = result[0].shape
+            shapes.keep(key, result[0].shape)
             return result
 
         def launch(x: Any) -> Sequence[Any]:

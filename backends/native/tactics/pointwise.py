@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy._core.umath import clip as _clip
+from numpy._core.umath import clip as _clip  # type: ignore[attr-defined]  # np.clip is slower
 
 from polytool.backends.native.network import Node, Tensor
 from polytool.backends.native.ops.special import erf, gelu
@@ -62,6 +62,7 @@ class Lowering:
         self._values: dict[Tensor, Value] = {}
         self._steps: list[Step] = []
         self._denominators: dict[Value, Value] = {}
+        self._multiples: dict[Value, tuple[Value, float]] = {}
         self.operands: dict[Tensor, Value] = {}
         self.constants: dict[Value, Any] = {}
         self._scalars: dict[tuple[type, Any], Value] = {}
@@ -164,7 +165,21 @@ class Lowering:
         for x, y in ((a, b), (b, a)):
             if y in self._denominators:
                 return self.emit(np.divide, x, self._denominators[y])
+            if isinstance(factor := self.constants.get(y), float):
+                return self.multiple(x, factor, np.multiply, factor)
         return self.emit(np.multiply, a, b)
+
+    def multiple(self, x: Value, factor: float, function: Any, operand: float) -> Value:
+        """`factor` times x: as `function(x, operand)`, or as one step with the scaling before."""
+        source, before = self._multiples.get(x, (x, 1.0))
+        total = before * factor
+        if source != x and all(1e-3 < abs(f) < 1e3 for f in (before, factor)):
+            result = self.emit(np.multiply, source, total)
+        else:
+            source, total = x, factor
+            result = self.emit(function, x, operand)
+        self._multiples[result] = source, total
+        return result
 
     def dtype(self, value: Value) -> np.dtype[Any]:
         """The dtype of a value."""
@@ -257,7 +272,6 @@ _table(
         "Sqrt": np.sqrt,
         "Tanh": np.tanh,
         "Sub": np.subtract,
-        "Div": np.divide,
     },
     FLOAT,
     FLOAT,
@@ -293,6 +307,15 @@ def _add(b: Lowering, node: Node) -> Value:
 @lowering("Mul")
 def _mul(b: Lowering, node: Node) -> Value:
     return b.product(*_floats(b, node))
+
+
+@lowering("Div")
+def _div(b: Lowering, node: Node) -> Value:
+    x, y = _floats(b, node)
+    divisor = b.constants.get(y)
+    if isinstance(divisor, float) and divisor and math.isfinite(divisor):
+        return b.multiple(x, 1.0 / divisor, np.divide, divisor)
+    return b.emit(np.divide, x, y)
 
 
 @lowering("Reciprocal")
