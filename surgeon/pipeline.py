@@ -17,6 +17,7 @@ from polytool.surgeon.names import rename_duplicates
 from polytool.surgeon.noops import remove_noops
 from polytool.surgeon.report import Report
 from polytool.surgeon.shapes import fold_shapes
+from polytool.surgeon.states import drop_zero_states
 from polytool.surgeon.weights import fold_weights
 
 _MOST_ROUNDS = 10
@@ -99,9 +100,9 @@ def simplify_workspace(
         remove_dead(workspace, report)
     for _ in range(choice.rounds):
         infer(workspace, report)
-        before = report.total
+        before = report.total, workspace.refinements
         _round(workspace, report, choice, fold_limit)
-        if report.total == before:
+        if (report.total, workspace.refinements) == before:
             break
     rename_duplicates(workspace, report)
 
@@ -117,6 +118,7 @@ def _round(workspace: Workspace, report: Report, choice: Choice, fold_limit: int
         fold_weights(workspace, report)
     if choice.cleanup:
         remove_noops(workspace, report)
+        drop_zero_states(workspace, report)
         merge_chains(workspace, report)
         merge_constants(workspace, report)
         merge_equal_nodes(workspace, report)

@@ -6,7 +6,7 @@ A dimension is a size, a symbol (ONNX: equal symbols are equal sizes), or unknow
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from polytool.surgeon.graph import Node, Value
@@ -30,10 +30,15 @@ class Known:
 
 
 class Reader:
-    """Looks up inputs: constants, and what has been found so far."""
+    """Looks up inputs: constants, and what has been found so far.
 
-    def __init__(self, known: dict[Value, Known]) -> None:
-        self.known = known
+    Attributes:
+        known: what has been found.
+        nonzero: symbols that cannot be 0.
+    """
+
+    def __init__(self, known: dict[Value, Known], nonzero: Set[str] = frozenset()) -> None:
+        self.known, self.nonzero = known, nonzero
 
     def __call__(self, value: Value | None) -> Known | None:
         if value is None:
@@ -73,7 +78,9 @@ def content(*ops: str) -> Callable[[Content], Content]:
 
 def content_of(node: Node, read: Reader) -> Known | None:
     """What is known of the first output of `node`; None when nothing is, or when it is large."""
-    rule = _CONTENT.get(node.op) if not node.domain else None
+    if node.domain or node.bodies or not node.outputs or node.outputs[0] is None:
+        return None
+    rule = _CONTENT.get(node.op)
     found = rule(node, read) if rule is not None else None
     return found if found is not None and len(found.entries) <= MOST_ENTRIES else None
 

@@ -12,13 +12,13 @@ A dimension is a size, a symbol (ONNX: equal symbols are equal sizes), or unknow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 import numpy as np
 
 from polytool.surgeon.constants import become_constant
 from polytool.surgeon.graph import Graph, Node, Value, Workspace
-from polytool.surgeon.propagation import propagate
+from polytool.surgeon.propagation import propagate, refine, remaining
 from polytool.surgeon.report import Report
 from polytool.surgeon.shape_values import Entry, Known, Reader, content_of, dim, slice_bounds
 from polytool.tensors import DType
@@ -36,19 +36,25 @@ def fold_shapes(workspace: Workspace, report: Report) -> dict[Value, Known]:
         What is known of every small integer tensor.
     """
     known: dict[Value, Known] = {}
+    nonzero: set[str] = set()
     for graph in workspace.graphs:
+        if graph is workspace.main:
+            for node in graph.nodes:
+                if (found := content_of(node, Reader(known))) is not None:
+                    known[node.output] = found
+            nonzero = _nonzero_symbols(graph, known)
         for node in graph.nodes:
-            if node.domain or node.bodies or not node.outputs or node.outputs[0] is None:
+            if node.bodies or not node.outputs or node.outputs[0] is None:
                 continue
-            propagate(node, Reader(known))
+            propagate(node, Reader(known, nonzero))
             found = content_of(node, Reader(known))
             if found is not None:
                 known[node.output] = found
                 if found.complete and _store(node, found):
                     report.did("values that follow from shapes folded")
                     continue
-            use = _USES.get(node.op)
-            done = use(node, Reader(known)) if use is not None else None
+            use = _USES.get(node.op) if not node.domain else None
+            done = use(node, Reader(known, nonzero)) if use is not None else None
             if done:
                 report.did(done)
         graph.compact()
@@ -85,20 +91,67 @@ def _reshape(node: Node, read: Reader) -> str | None:
     found = read(wanted)
     if value is None or wanted is None or wanted.constant is not None or found is None:
         return None
-    if node.version < 5 or node.has_references or node.attribute("allowzero", 0):
+    if node.version < 5 or node.has_references or value.shape is None:
         return None
-    entries = list(found.entries)
-    for index, entry in enumerate(entries):
-        if isinstance(entry, str) and dim(value, index) == entry:
-            entries[index] = 0
-    unknown = [i for i, e in enumerate(entries) if not isinstance(e, int)]
-    if len(unknown) == 1 and all(
-        isinstance(e, int) and e > 0 for e in entries if e is not None and not isinstance(e, str)
-    ):
-        entries[unknown[0]] = -1
-    elif unknown:
+    if node.attribute("allowzero", 0) and 0 in found.entries:
+        return None  # an empty dimension, which cannot stand beside a copied one
+    entries = _resolved(value.shape, list(found.entries), read.nonzero)
+    fixed = _as_constants(value, entries, read.nonzero)
+    if fixed is None:
         return None
-    return _set_shape(node, entries, "shapes of Reshape made constant")
+    if node.attribute("allowzero", 0):
+        node.set_attributes(allowzero=None)
+    if 0 not in entries and -1 not in entries:
+        refine(node, entries)  # the constant says less
+    return _set_shape(node, fixed, "shapes of Reshape made constant")
+
+
+def _resolved(have: Sequence[Entry], wanted: list[Entry], nonzero: Set[str]) -> list[Entry]:
+    """`wanted` with sizes that follow from the other side: both have the same product."""
+    if wanted.count(-1) == 1:
+        rest = remaining(list(have), [e for e in wanted if e != -1])
+        if rest is not None:
+            wanted[wanted.index(-1)] = rest
+    for index, entry in enumerate(wanted):
+        if not isinstance(entry, str) or entry in have or 0 in wanted or -1 in wanted:
+            continue
+        others = [e for i, e in enumerate(wanted) if i != index]
+        if {e for e in others if isinstance(e, str)} <= nonzero:
+            rest = remaining(list(have), others)
+            wanted[index] = rest if isinstance(rest, int) else entry
+    return wanted
+
+
+def _as_constants(value: Value, wanted: list[Entry], nonzero: Set[str]) -> list[int] | None:
+    """Numbers for a Reshape: sizes, 0 for a copied dimension, -1 for one that is left."""
+    copied = {e for i, e in enumerate(wanted) if isinstance(e, str) and dim(value, i) == e}
+    fixed = [0 if isinstance(e, str) and dim(value, i) == e else e for i, e in enumerate(wanted)]
+    unknown = [i for i, e in enumerate(fixed) if not isinstance(e, int)]
+    if len(unknown) > 1:
+        return None
+    if unknown:
+        # Beside an empty dimension -1 is an error, where the size itself would not have been.
+        others = [e for i, e in enumerate(wanted) if i != unknown[0] and e not in copied]
+        if not all(isinstance(e, int) and e > 0 for e in others) or not copied <= nonzero:
+            return None
+        fixed[unknown[0]] = -1
+    return [e for e in fixed if isinstance(e, int)]
+
+
+def _nonzero_symbols(graph: Graph, known: dict[Value, Known]) -> set[str]:
+    """Symbols that the model does not survive being 0: they stand beside a -1 in a Reshape."""
+    found: set[str] = set()
+    read = Reader(known)
+    for node in graph.nodes:
+        wanted = read(node.input(1)) if node.op == "Reshape" and not node.domain else None
+        value = node.input(0)
+        if wanted is None or value is None or -1 not in wanted.entries:
+            continue
+        copies = not node.attribute("allowzero", 0)
+        for index, entry in enumerate(wanted.entries):
+            size = dim(value, index) if entry == 0 and copies else entry
+            found.update([size] if isinstance(size, str) else [])
+    return found
 
 
 def _set_shape(node: Node, entries: Sequence[Entry], done: str) -> str:

@@ -19,7 +19,8 @@ _FIRST_IR_WITH_FREE_INITIALIZERS = 4
 def write(workspace: Workspace, *, bare: bool = False) -> onnx.ModelProto:
     """The model that `workspace` describes; the source's proto is not changed.
 
-    `bare` leaves out what is declared of intermediate values and outputs.
+    `bare` leaves out what is declared of intermediate values and outputs, but not what was found
+    out.
     """
     source = workspace.model.proto
     proto = onnx.ModelProto()
@@ -65,6 +66,7 @@ def _write_graph(graph: Graph, proto: onnx.GraphProto, bare: bool) -> None:
         copy.values.name = value.name
     proto.node.extend(_node(node, bare) for node in graph.nodes)
     if bare:
+        _add_refined(graph, proto)
         return
     returned = {id(value) for value in graph.outputs}
     for node in graph.nodes:
@@ -76,6 +78,15 @@ def _write_graph(graph: Graph, proto: onnx.GraphProto, bare: bool) -> None:
         proto.quantization_annotation.extend(
             a for a in graph.proto.quantization_annotation if a.tensor_name in names
         )
+
+
+def _add_refined(graph: Graph, proto: onnx.GraphProto) -> None:
+    for value in graph.workspace.refined:
+        if value.graph is graph and value.producer is not None and value.type is not None:
+            info = proto.value_info.add(name=value.name, type=value.type.proto)
+            for dim in info.type.tensor_type.shape.dim:
+                if dim.dim_param.startswith("unk__"):  # inference makes up other ones each time
+                    dim.ClearField("dim_param")
 
 
 def _defined(graph: Graph) -> Iterable[Value]:

@@ -131,6 +131,55 @@ CASES: dict[str, tuple[int, dict[str, int], str]] = {
         {"Reshape": 1},
         "g (float[6,4] x, int64[2] s) => (float[N,M] y) {y = Reshape(x, s)}",
     ),
+    "reshape by a dimension that must be one": (
+        17,
+        {"Reshape": 2},
+        "g (float[6,N,4] x, float[M] z) => (float[K,6,N,4] y, float[A,N,B] w) "
+        "<int64[1] six = {6}, int64[1] four = {4}, int64[1] m = {-1}> {"
+        "n = Shape<start=1, end=2>(x) k = Shape(z) s = Concat<axis=0>(m, n, four) "
+        "w = Reshape(x, s) t = Concat<axis=0>(k, six, n, four) y = Reshape(x, t)}",
+    ),
+    "reshape by a dimension that an empty one may hide stays": (
+        17,
+        {"Reshape": 1, "Shape": 2, "Concat": 1},
+        "g (float[6,N,4] x, float[M] z) => (float[K,6,N,4] y) "
+        "<int64[1] six = {6}, int64[1] four = {4}> {"
+        "n = Shape<start=1, end=2>(x) k = Shape(z) t = Concat<axis=0>(k, six, n, four) "
+        "y = Reshape(x, t)}",
+    ),
+    "reshape where zero means empty": (
+        17,
+        {"Reshape": 1},
+        "g (float[N,6] x) => (float[N,2,3] y) <int64[2] r = {2, 3}> "
+        "{n = Shape<end=1>(x) t = Concat<axis=0>(n, r) y = Reshape<allowzero=1>(x, t)}",
+    ),
+    "positions cut to the length of the input": (
+        17,
+        {"Slice": 1, "Shape": 1, "Add": 1, "Reshape": 1},
+        "g (float[N,S,4] x) => (float[N,S,2,2] y) <float[1,8,4] p = {"
+        + ", ".join(["1"] * 32)
+        + "}, int64[1] z = {0}, int64[1] o = {1}, int64[2] r = {2, 2}> "
+        "{s = Shape<start=1, end=2>(x) n = Shape<end=1>(x) c = Slice(p, z, s, o) a = Add(x, c) "
+        "t = Concat<axis=0>(n, s, r) y = Reshape(a, t)}",
+    ),
+    "state of zeros": (
+        17,
+        {"GRU": 1},
+        "g (float[S,N,3] x) => (float[S,1,N,2] y) <float[1,6,3] w = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, "
+        "1, 1, 1, 1, 1, 1, 1, 1}, float[1,6,2] r = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}, "
+        "int64[1] o = {1}, int64[1] h = {2}> "
+        "{n = Shape<start=1, end=2>(x) s = Concat<axis=0>(o, n, h) z = ConstantOfShape(s) "
+        "y = GRU<hidden_size=2>(x, w, r, , , z)}",
+    ),
+    "state of ones stays": (
+        17,
+        {"GRU": 1, "Shape": 1, "Concat": 1, "ConstantOfShape": 1},
+        "g (float[S,N,3] x) => (float[S,1,N,2] y) <float[1,6,3] w = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, "
+        "1, 1, 1, 1, 1, 1, 1, 1}, float[1,6,2] r = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}, "
+        "int64[1] o = {1}, int64[1] h = {2}> "
+        "{n = Shape<start=1, end=2>(x) s = Concat<axis=0>(o, n, h) "
+        "z = ConstantOfShape<value = float[1] {1.0}>(s) y = GRU<hidden_size=2>(x, w, r, , , z)}",
+    ),
     "expand to its own unknown dimension": (
         17,
         {"Expand": 1},
@@ -263,15 +312,29 @@ CASES: dict[str, tuple[int, dict[str, int], str]] = {
 }
 
 
+FEEDS: dict[str, dict[str, object]] = {
+    "reshape by two unknown dimensions stays": {
+        "x": np.ones((6, 4), np.float32),
+        "s": np.array([8, 3]),
+    },
+    "reshape by a dimension that must be one": {
+        "x": np.ones((6, 3, 4), np.float32),
+        "z": np.ones(1, np.float32),
+    },
+    "reshape by a dimension that an empty one may hide stays": {
+        "x": np.ones((6, 3, 4), np.float32),
+        "z": np.ones(1, np.float32),
+    },
+}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_fold(case: str) -> None:
     opset, expected, text = CASES[case]
     proto = parse(text, opset=opset)
     model, _ = simplified(proto)
     assert ops(model) == expected
-    feeds = {"x": np.ones((6, 4), np.float32), "s": np.array([8, 3])} if " s)" in text else None
-    if "topk" not in case:
-        assert_equivalent(proto, model, feeds if case.startswith("reshape by two") else None)
+    assert_equivalent(proto, model, FEEDS.get(case))
 
 
 def test_nodes_out_of_order_are_sorted() -> None:

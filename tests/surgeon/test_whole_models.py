@@ -35,6 +35,11 @@ FEWEST = {
     "t5-decoder": 1063,
     "minimol": 700,
     "magika": 93,
+    "ddddocr": 59,
+    "ddddocr-old": 253,
+    "khmersm": 159,
+    "lac": 15,
+    "silero-sequence": 25,
 }
 
 
