@@ -115,6 +115,30 @@ def test_global_pools() -> None:
     )
 
 
+@pytest.mark.ort
+def test_deformable_convolution() -> None:
+    rng = np.random.default_rng(0)
+    grouped = [floats(rng, 2, 4, 6, 7), floats(rng, 6, 2, 3, 3), floats(rng, 2, 36, 4, 5)]
+    weighted = [*grouped, floats(rng, 6), floats(rng, 2, 18, 4, 5)]
+    padded = {"strides": [2, 2], "pads": [1, 1, 1, 1]}
+    wild = [floats(rng, 2, 4, 6, 7), floats(rng, 6, 4, 3, 3), 3 * floats(rng, 2, 18, 3, 4)]
+    check(
+        Case("DeformConv", weighted, {"group": 2, "offset_group": 2}, opset=19, atol=1e-4),
+        Case("DeformConv", wild, padded, opset=19, atol=1e-4),
+    )
+
+
+@pytest.mark.ort
+def test_blocks_are_added_up_to_images() -> None:
+    rng = np.random.default_rng(0)
+    geometry = {"dilations": [2, 1], "strides": [2, 3], "pads": [0, 1, 0, 0]}
+    size, block = np.array([5, 5]), np.array([2, 2])
+    check(
+        Case("Col2Im", [floats(rng, 2, 18, 16), np.array([5, 6]), np.array([2, 3])], opset=18),
+        Case("Col2Im", [floats(rng, 2, 12, 4), size, block], geometry, opset=18),
+    )
+
+
 def test_integer_convolution_is_exact_where_float32_is_not(call: Call) -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (1, 700, 5, 5)).astype(np.uint8)

@@ -130,6 +130,28 @@ def test_old_forms_give_what_onnxruntime_gives(mode: str, scale: float) -> None:
     check(*cases)
 
 
+@pytest.mark.ort
+def test_old_sampling_forms_give_what_onnxruntime_gives() -> None:
+    rng = np.random.default_rng(0)
+    x, rois = floats(rng, 2, 3, 9, 11), np.array([[0, 0, 5, 5], [1, 2, 9, 7]], dtype=np.float32)
+    bins = {"output_height": 2, "output_width": 3}
+    grid = rng.uniform(-1.5, 1.5, (2, 3, 4, 2)).astype(np.float32)
+    check(
+        Case("RoiAlign", [x, rois, np.array([0, 1])], bins, opset=10),
+        *(Case("GridSample", [x, grid], {"mode": m}, opset=16) for m in ("bilinear", "bicubic")),
+    )
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize("align_corners", [0, 1])
+def test_affine_grids(align_corners: int) -> None:
+    rng, attrs = np.random.default_rng(0), {"align_corners": align_corners}
+    check(
+        Case("AffineGrid", [floats(rng, 2, 2, 3), np.array([2, 3, 4, 5])], attrs, opset=20),
+        Case("AffineGrid", [floats(rng, 2, 3, 4), np.array([2, 3, 4, 5, 6])], attrs, opset=20),
+    )
+
+
 def test_upsample_1_scales_height_and_width() -> None:
     x = floats(np.random.default_rng(0), 1, 2, 3, 4)
     attrs = {"height_scale": 2.0, "width_scale": 3.0, "mode": "nearest"}

@@ -43,6 +43,13 @@ def test_frames_give_what_onnxruntime_gives(onesided: int) -> None:
     )
 
 
+@pytest.mark.ort
+def test_mel_filters_give_what_onnxruntime_gives() -> None:
+    edges = np.array(20, np.float32), np.array(3500, np.float32)
+    counts = np.array(8), np.array(64), np.array(8000)
+    check(Case("MelWeightMatrix", [*counts, *edges], opset=17))
+
+
 def test_the_transform_and_its_inverse_are_one(call: Call) -> None:
     x = floats(3, 7, 1)
     spectrum = call("DFT", x, onesided=1)
