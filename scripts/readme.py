@@ -7,7 +7,7 @@ The table of commands is made from the commands themselves.
 A `console` block holds commands (`$ polytool ...`) and their output; numbers, times and column
 widths may differ, a line `...` stands for any lines. `<!-- exit 1 -->` before a block says that its
 last command ends so. `python` blocks are scripts of their own. All of it runs in one folder, from
-top to bottom, where `model.onnx` is the model that the README names.
+top to bottom, where the models lie that the README names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-MODEL = "magika"
+MODELS = {"model.onnx": "magika", "rec.onnx": "ppocr-rec"}
 _BLOCK = re.compile(
     r"(?:<!-- exit (?P<exit>\d) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)^```", re.M | re.S
 )
@@ -130,11 +130,12 @@ def main() -> int:
     from fetch_models import fetch
     from models import get
 
-    model = get(MODEL)
-    fetch([model])
+    models = {file: get(name) for file, name in MODELS.items()}
+    fetch(models.values())
     text = with_commands(README.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(model.path, Path(folder) / "model.onnx")
+        for file, model in models.items():
+            shutil.copy(model.path, Path(folder) / file)
         for example in examples(text):
             if example.kind == "bash":
                 continue

@@ -30,7 +30,8 @@ def test_newcomers_commands_exist() -> None:
 def test_examples_run_and_look_as_printed(
     tmp_path: Path, real_model: Callable[[str], RealModel]
 ) -> None:
-    shutil.copy(real_model(readme.MODEL).path, tmp_path / "model.onnx")
+    for file, name in readme.MODELS.items():
+        shutil.copy(real_model(name).path, tmp_path / file)
     ran = 0
     for example in readme.examples(TEXT):
         if example.kind not in ("console", "python"):
