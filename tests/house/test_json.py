@@ -23,6 +23,9 @@ CALLS = {
     "check accuracy": "accuracy.json",
     "convert": "model.onnx -o model.engine --fp16",
     "debug locate": "model.onnx --fp16 --input-shapes bytes:[1,2048]",
+    "debug reduce": "model.onnx -o small.onnx --native --fp16 --onnxrt "
+    "--input-shapes bytes:[1,2048]",
+    "debug repeat": "--check true",
     "inspect model": "model.onnx",
     "inspect data": "out.json",
     "inspect sparsity": "model.onnx",
