@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 import statistics
 from collections.abc import Iterator, Mapping
@@ -45,17 +44,15 @@ def _count(number: int, what: str) -> str:
 
 
 def _next_step(request: Request) -> str:
-    """The command that looks for the layer at fault, once there is one."""
-    if importlib.util.find_spec("polytool.cli.debug") is None:
-        return ""
-    if importlib.util.find_spec("polytool.cli.debug.locate") is None:
-        return ""
+    """The command that looks for the layer at fault."""
     if "native" not in request.runners:
         return ""
     words = ["polytool debug locate", shlex.quote(request.model), "--native"]
     precision = request.options.get("native", {}).get("precision", "fp32")
     words += [f"--{precision}"] if precision != "fp32" else []
+    words += [f"--load-engine {shlex.quote(request.engine)}"] if request.engine else []
     words += ["--against onnxrt"] if "onnxrt" in request.runners else []
+    words += [f"--load-inputs {shlex.quote(path)}" for path in request.files[:1]]
     for name, sizes in request.shapes.items():
         shape = shlex.quote(f"{name}:[{','.join(map(str, sizes))}]")
         words.append(f"--input-shapes {shape}")
