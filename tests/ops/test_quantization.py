@@ -165,3 +165,16 @@ def test_float8_products_are_computed_in_float32(call: Call, kind: Any) -> None:
     y = call("QLinearMatMul", a, one, zero, b, one, zero, scalar(0.25), zero)
     exact = a.astype(np.float64) @ b.astype(np.float64) / 0.25
     np.testing.assert_allclose(y.astype(np.float64), exact, rtol=0.13, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "kind", [ml_dtypes.float4_e2m1fn, ml_dtypes.float6_e2m3fn, ml_dtypes.float6_e3m2fn]
+)
+def test_types_without_infinity_always_saturate(call: Call, kind: Any) -> None:
+    x, zero = np.array([1e6, -1e6, 0.6], np.float32), scalar(0, kind)
+    y = call("QuantizeLinear", x, scalar(1), zero, saturate=0, out_dtypes=(DType.of(zero),))
+    largest = float(ml_dtypes.finfo(kind).max)
+    assert y.dtype == kind
+    assert y.astype(np.float32).tolist()[:2] == [largest, -largest]
+    back = call("DequantizeLinear", y, scalar(2), zero)
+    assert back.tolist()[:2] == [2 * largest, -2 * largest]
