@@ -113,7 +113,8 @@ class Cell:
         backwards: one flag a lane; a lane is a direction.
         project: `project(x, lane)`: the gates' input part, (time, batch, gates hidden).
         products: one a lane: what the gates get from the last output.
-        together: all lanes at once, or None where they must not be mixed.
+        together: all lanes at once, gate by gate: `h` (lanes, batch, hidden), out (gates, lanes,
+            batch, hidden). None where they must not be mixed.
         inner: GRU: the recurrent bias of the new state, (lanes, 1, hidden).
         linear: GRU: the reset gate applies after the recurrent product; None for LSTM.
         late: GRU without `linear`: the recurrent product of the new state, one a lane.
@@ -175,13 +176,20 @@ def _float_cell(node: Node, mode: Mode) -> Cell:
         gates += shared[lane] * factor
         return gates.reshape(time, batch, width)
 
-    small = r[0].size <= _LARGE
+    together: Product | None = None
+    if r[0].size <= _LARGE and linear is not False:
+        gate_by_gate = recurrent.reshape(len(w), hidden, -1, hidden).transpose(2, 0, 1, 3)
+        matrices = np.ascontiguousarray(gate_by_gate)
+
+        def together(h: Array, out: Array) -> None:
+            np.matmul(h, matrices, out=out)
+
     return Cell(
         hidden,
         _backwards(node),
         project,
         tuple(_product(recurrent[i : i + 1]) for i in range(len(w))),
-        _product(recurrent) if small and linear is not False else None,
+        together,
         inner,
         linear,
         late,
@@ -260,16 +268,18 @@ def _run(cell: Cell, x: Array, states: list[Array]) -> list[Array]:
     y = np.empty((time, cell.lanes, batch, cell.hidden), np.float32)
     if cell.together is not None and cell.lanes > 1:
         gates = [_in_order(cell.project(x, i), b) for i, b in enumerate(cell.backwards)]
-        every = slice(0, cell.lanes)
-        outputs = _steps(cell, np.stack(gates, axis=1), states, every, cell.together)
+        stacked = np.stack(gates, axis=1).reshape(*y.shape[:3], -1, cell.hidden)
+        stacked = np.ascontiguousarray(stacked.transpose(0, 3, 1, 2, 4))
+        outputs = _steps(cell, _Gates(stacked, cell.hidden, apart=True), states, cell.together)
         for lane, back in enumerate(cell.backwards):
             y[:, lane] = outputs[::-1, lane] if back else outputs[:, lane]
         return [y, *states]
 
     def lane_of(index: int) -> None:
         back, lane = cell.backwards[index], slice(index, index + 1)
-        gates = _in_order(cell.project(x, index), back)[:, None]
-        outputs = _steps(cell, gates, states, lane, cell.products[index])
+        gates = _Gates(_in_order(cell.project(x, index), back)[:, None], cell.hidden, apart=False)
+        own = [state[lane] for state in states]
+        outputs = _steps(cell, gates, own, cell.products[index], index)
         y[:, index] = outputs[::-1, 0] if back else outputs[:, 0]
 
     if cell.lanes > 1 and time * batch * cell.hidden**2 > 1 << 20:
@@ -284,66 +294,91 @@ def _in_order(gates: Array, backwards: bool) -> Array:
     return gates[::-1] if backwards else gates
 
 
-def _steps(cell: Cell, gates: Array, states: list[Array], lanes: slice, product: Product) -> Array:
+class _Gates:
+    """The input part of all gates, step by step.
+
+    Either (time, lanes, batch, gates hidden), or `apart`: (time, gates, lanes, batch, hidden), so
+    that every gate is contiguous whatever the number of lanes.
+    """
+
+    def __init__(self, values: Array, hidden: int, *, apart: bool) -> None:
+        self.values, self._hidden, self._apart = values, hidden, apart
+        lanes, batch = values.shape[2:4] if apart else values.shape[1:3]
+        self.state = (lanes, batch, hidden)
+
+    def buffer(self, gates: int) -> Array:
+        """Memory for `gates` gates of one step."""
+        lanes, batch, hidden = self.state
+        shape = (gates, *self.state) if self._apart else (lanes, batch, gates * hidden)
+        return np.empty(shape, np.float32)
+
+    def one(self, step: Array, index: int) -> Array:
+        """Gate `index` of a step, (lanes, batch, hidden)."""
+        part: Array = step[index] if self._apart else self.several(step, index, index + 1)
+        return part
+
+    def several(self, step: Array, first: int, last: int) -> Array:
+        """Gates `first` up to `last` of a step."""
+        if self._apart:
+            return step[first:last]
+        return step[..., first * self._hidden : last * self._hidden]
+
+
+def _steps(
+    cell: Cell, gates: _Gates, states: list[Array], product: Product, lane: int = 0
+) -> Array:
     """Outputs (time, lanes, batch, hidden) in the order of the steps; updates `states`."""
-    outputs = np.empty((*gates.shape[:3], cell.hidden), np.float32)
+    outputs = np.empty((len(gates.values), *gates.state), np.float32)
     if cell.linear is None:
-        _lstm_steps(gates, states[0][lanes], states[1][lanes], outputs, product)
+        _lstm_steps(gates, states[0], states[1], outputs, product)
     else:
-        _gru_steps(cell, gates, states[0][lanes], outputs, product, lanes)
+        _gru_steps(cell, gates, states[0], outputs, product, lane)
     return outputs
 
 
-def _lstm_steps(gates: Array, h: Array, c: Array, outputs: Array, product: Product) -> None:
+def _lstm_steps(gates: _Gates, h: Array, c: Array, outputs: Array, product: Product) -> None:
     """`h` and `c` (lanes, batch, hidden) are updated in place."""
-    hidden = c.shape[-1]
-    g = np.empty(gates.shape[1:], np.float32)
-    product_of_gates = np.empty_like(c)
-    sigmoids, new = g[..., : 3 * hidden], g[..., 3 * hidden :]
-    i, o, forget = (g[..., k * hidden : (k + 1) * hidden] for k in range(3))
+    g, part = gates.buffer(4), np.empty_like(c)
+    sigmoids = gates.several(g, 0, 3)
+    i, o, forget, new = (gates.one(g, k) for k in range(4))
     last = h
-    for time in range(len(gates)):
+    for step, following in zip(gates.values, outputs, strict=True):
         product(last, g)
-        np.add(g, gates[time], out=g)
+        np.add(g, step, out=g)
         np.tanh(g, out=g)
         np.multiply(sigmoids, 0.5, out=sigmoids)
         np.add(sigmoids, 0.5, out=sigmoids)
         np.multiply(c, forget, out=c)
-        np.multiply(i, new, out=product_of_gates)
-        np.add(c, product_of_gates, out=c)
-        np.tanh(c, out=product_of_gates)
-        last = outputs[time]
-        np.multiply(o, product_of_gates, out=last)
+        np.multiply(i, new, out=part)
+        np.add(c, part, out=c)
+        np.tanh(c, out=part)
+        last = following
+        np.multiply(o, part, out=last)
     h[...] = last
 
 
 def _gru_steps(
-    cell: Cell, gates: Array, h: Array, outputs: Array, product: Product, lanes: slice
+    cell: Cell, gates: _Gates, h: Array, outputs: Array, product: Product, lane: int
 ) -> None:
     """`h` (lanes, batch, hidden) is updated in place."""
-    hidden = cell.hidden
-    wide = (3 if cell.linear else 2) * hidden
-    g = np.empty((*gates.shape[1:3], wide), np.float32)
-    new = np.empty_like(h)
-    zr = g[..., : 2 * hidden]
-    z, reset = zr[..., :hidden], zr[..., hidden:]
-    inner = None if cell.inner is None else cell.inner[lanes]
+    g, new = gates.buffer(3 if cell.linear else 2), np.empty_like(h)
+    zr = gates.several(g, 0, 2)
+    z, reset = gates.one(g, 0), gates.one(g, 1)
+    inner = None if cell.inner is None else cell.inner[lane : lane + len(h)]
     last = h
-    for time in range(len(gates)):
-        step = gates[time]
+    for step, following in zip(gates.values, outputs, strict=True):
         product(last, g)
-        np.add(zr, step[..., : 2 * hidden], out=zr)
+        np.add(zr, gates.several(step, 0, 2), out=zr)
         np.tanh(zr, out=zr)
         np.multiply(zr, 0.5, out=zr)
         np.add(zr, 0.5, out=zr)
         if inner is not None:
-            np.add(g[..., 2 * hidden :], inner, out=new)
+            np.add(gates.one(g, 2), inner, out=new)
             np.multiply(new, reset, out=new)
         else:
-            cell.late[lanes.start](np.multiply(reset, last), new)
-        np.add(new, step[..., 2 * hidden :], out=new)
+            cell.late[lane](np.multiply(reset, last), new)
+        np.add(new, gates.one(step, 2), out=new)
         np.tanh(new, out=new)
-        following = outputs[time]
         np.subtract(last, new, out=following)
         np.multiply(following, z, out=following)
         np.add(following, new, out=following)
