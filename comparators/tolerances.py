@@ -25,7 +25,8 @@ Named = Mapping[str, Any]
 
 RESPONSE_FACTOR = 10.0
 UNSTABLE = 0.01  # of scale: above that the response no longer grows with the noise ...
-UNSTABLE_FACTOR = 3.0  # ... so that two sound runs are hardly further apart than it is
+UNSTABLE_FACTOR = 2.0  # ... so that two sound runs are hardly further apart than it is;
+UNSTABLE_SPREAD = 3.0  # single values and counts scatter more than norms do
 SMALL_SLICE = 0.01  # of the root mean square of the whole: below, rounding of the rest shows
 
 
@@ -182,6 +183,12 @@ class Criteria:
                     raise UsageError(f"{value} is no {what}: it must be a number from 0 on")
         if any(not 0 <= q <= 1 for q in self.quantile.values()):
             raise UsageError("a quantile lies between 0 and 1")
+        if self.statistic and not (self.rtol or self.atol):
+            raise UsageError(
+                "an error statistic is checked against tolerances: give --rtol or --atol too"
+            )
+        if self.quantile and "quantile" not in self.statistic.values():
+            raise UsageError("a quantile is used only with --check-error-stat quantile")
         if self.average and self.fail_fast:
             raise UsageError(
                 "an average needs every iteration: drop --fail-fast or --check-average"

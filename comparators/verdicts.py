@@ -17,6 +17,7 @@ from polytool.comparators.tolerances import (
     SMALL_SLICE,
     UNSTABLE,
     UNSTABLE_FACTOR,
+    UNSTABLE_SPREAD,
     Criteria,
     Floor,
 )
@@ -253,7 +254,7 @@ def _response_limits(
         )
         return _Limits(max(floor.l2, l2), max(floor.largest, largest), slices), False
     l2 = UNSTABLE_FACTOR * max(r.l2 for _, r in weighted)
-    largest = UNSTABLE_FACTOR * max(r.max_abs for _, r in weighted)
+    largest = UNSTABLE_SPREAD * max(r.max_abs for _, r in weighted)
     return (
         _Limits(
             max(floor.l2, UNSTABLE * errors.reference_l2, l2),
@@ -295,11 +296,11 @@ def _discrete(errors: Errors, react: React) -> Judgement:
             return verdict
         if not reaction.errors:
             return _shapeless(reaction)
-        flips = UNSTABLE_FACTOR * max(r.mismatched for r in reaction.errors)
-        norm = UNSTABLE_FACTOR * max(r.l2 for r in reaction.errors)
+        flips = UNSTABLE_SPREAD * max(r.mismatched for r in reaction.errors)
+        norm = UNSTABLE_SPREAD * max(r.l2 for r in reaction.errors)
         excess = max(_over(errors.mismatched, flips), _over(errors.l2, norm))
         limit = min(int(flips), errors.count)
-        source = f"{UNSTABLE_FACTOR:g} x response ({reaction.source})" if limit else "exact"
+        source = f"{UNSTABLE_SPREAD:g} x response ({reaction.source})" if limit else "exact"
         tolerance = {"check": "default", "limit": limit, "source": source}
         if excess <= 1:
             reason = f"{what}, within the model's own instability"

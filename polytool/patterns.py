@@ -43,6 +43,8 @@ def parse_named(
 
 def lookup(values: Mapping[str, T], name: str) -> T | None:
     """The value for the tensor `name`: its own, else the last pattern's that fits, else ""'s."""
+    if not values:
+        return None
     if name in values:
         return values[name]
     fitting = [v for pattern, v in values.items() if pattern and fnmatchcase(name, pattern)]

@@ -91,7 +91,7 @@ def test_sources_of_tolerances_are_said_once():
     assert text.splitlines()[0] == (
         "agree  a against b: 3 outputs, within the model's own instability"
     )
-    assert "tolerance of y: 3 x response (native fp32, 3 seeds)" in text
+    assert "tolerance of y: 2 x response (native fp32, 3 seeds)" in text
     assert "tolerance of z: floor of float32" in text
 
 

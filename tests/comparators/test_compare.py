@@ -222,6 +222,10 @@ def test_wrong_statistics_and_combinations_are_explained():
         Criteria(statistic={"": "mode"})
     with pytest.raises(UsageError, match="between 0 and 1"):
         Criteria(quantile={"": 99})
+    with pytest.raises(UsageError, match="give --rtol or --atol too"):
+        Criteria(statistic={"": "mean"})
+    with pytest.raises(UsageError, match="only with --check-error-stat quantile"):
+        Criteria(quantile={"": 0.9})
     with pytest.raises(UsageError, match="drop --fail-fast"):
         Criteria(average=True, fail_fast=True)
     with pytest.raises(UsageError, match="can be compared, not int"):
@@ -297,7 +301,7 @@ def test_ten_times_the_noise_is_tried_where_it_may_flip_something():
     one = compare({"y": noisy(X, 2e-2, 9)}, {"y": X}, response=response).outputs["y"]
     assert asked == [1, 10]
     assert one.agreed and one.judgement.unstable
-    assert one.judgement.tolerance["source"] == "3 x response (10 x noise)"
+    assert one.judgement.tolerance["source"] == "2 x response (10 x noise)"
     assert verdict(noisy(X, 0.5, 9), X, response=response) == "differ"
 
 
@@ -320,7 +324,7 @@ def test_an_unstable_model_is_said_to_be_one():
     found = compare({"y": noisy(X, 0.03, 9)}, {"y": X}, response=response).outputs["y"]
     assert found.verdict == "agree" and found.judgement.unstable
     assert found.judgement.reason == "agrees within the model's own instability"
-    assert found.judgement.tolerance["source"].startswith("3 x response")
+    assert found.judgement.tolerance["source"].startswith("2 x response")
     assert verdict(noisy(X, 0.5, 9), X, response=response) == "differ"
 
 
