@@ -179,18 +179,22 @@ class Network:
         gamma: torch.Tensor,
         beta: torch.Tensor,
         epsilon: float,
+        residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """LayerNorm of the rows of x."""
+        """LayerNorm of the rows of x (+ residual, whose sum is not rounded)."""
         n, out = x.shape[-1], torch.randn_like(x)
-        op = rows.RowOp("layernorm", Tree((H,)), ("full",), affine(), ("column", "column"))
+        both = Tree((H, H), (Step.of("Add", 0, 1, dtype=H),))
+        before, operands = (Tree((H,)), ("full",)) if residual is None else (both, ("full",) * 2)
+        op = rows.RowOp("layernorm", before, operands, affine(), ("column", "column"))
         plan = op.plan(x.numel() // n, n, epsilon=epsilon)
 
         def reference() -> torch.Tensor:
-            return F.layer_norm(x.float(), (n,), gamma.float(), beta.float(), epsilon)
+            y = x.float() if residual is None else x.float() + residual.float()
+            return F.layer_norm(y, (n,), gamma.float(), beta.float(), epsilon)
 
-        key = ("norm", x.shape)
-        choices = [self.kernel("own", plan)]
-        return self.add(name, key, [x, gamma, beta, out], (), choices, reference)
+        key = ("norm", x.shape, residual is not None)
+        buffers = [x, *([] if residual is None else [residual]), gamma, beta, out]
+        return self.add(name, key, buffers, (), [self.kernel("own", plan)], reference)
 
     def attention(
         self,

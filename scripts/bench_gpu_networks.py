@@ -254,14 +254,14 @@ def build_bert(net: Network, model: Any, inputs: list[torch.Tensor]) -> torch.Te
         y = net.gemm(f"{name}.qkv", x, w, bias)
         y = net.attention(f"{name}.attention", y, b, 12, scores)
         out, up, down = layer.attention.output, layer.intermediate.dense, layer.output
-        y = net.gemm(f"{name}.proj", y, half(out.dense.weight), half(out.dense.bias), x)
+        y = net.gemm(f"{name}.proj", y, half(out.dense.weight), half(out.dense.bias))
         x = net.norm(
-            f"{name}.norm1", y, half(out.LayerNorm.weight), half(out.LayerNorm.bias), 1e-12
+            f"{name}.norm1", y, half(out.LayerNorm.weight), half(out.LayerNorm.bias), 1e-12, x
         )
         y = net.gemm(f"{name}.fc1", x, half(up.weight), half(up.bias), None, "gelu")
-        y = net.gemm(f"{name}.fc2", y, half(down.dense.weight), half(down.dense.bias), x)
+        y = net.gemm(f"{name}.fc2", y, half(down.dense.weight), half(down.dense.bias))
         x = net.norm(
-            f"{name}.norm2", y, half(down.LayerNorm.weight), half(down.LayerNorm.bias), 1e-12
+            f"{name}.norm2", y, half(down.LayerNorm.weight), half(down.LayerNorm.bias), 1e-12, x
         )
     return x.reshape(b, n, c)
 

@@ -13,7 +13,6 @@ from polytool.backends.native.kernels.source import (
     Kernel,
     Plan,
     assemble,
-    template,
 )
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType
@@ -121,9 +120,7 @@ class Attention:
             "MASK": 0 if self.mask is None else 2 if self.mask is DType.BOOL else 1,
             "T_MASK": C_TYPES[self.mask or DType.FLOAT],
         }
-        return assemble(
-            "attention", "attention", defines=defines, code=template("math"), threads=threads
-        )
+        return assemble("attention", "attention", defines=defines, threads=threads)
 
     def kernels(self) -> tuple[Kernel, ...]:
         """Every kernel that `plan` can ask for."""

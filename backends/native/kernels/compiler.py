@@ -16,7 +16,7 @@ from polytool.backends.native.kernels import libraries
 from polytool.backends.native.kernels.source import Kernel
 from polytool.errors import RunnerError
 
-_OPTIONS = ("--std=c++17", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", "-default-device")
+_OPTIONS = ("--std=c++17", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", "-w")
 _cubins: dict[str, bytes] = {}
 _lock = threading.Lock()
 
@@ -93,7 +93,8 @@ def _compile(kernel: Kernel, arguments: tuple[str, ...]) -> bytes:
         status = lib.nvrtcCompileProgram(program, len(arguments), argv)
         if status:
             log = _text(program, "nvrtcGetProgramLogSize", "nvrtcGetProgramLog").decode()
-            raise RunnerError(f"NVRTC refuses kernel {kernel.name}: {log.strip()}")
+            log = log.strip("\0 \n")
+            raise RunnerError(f"NVRTC refuses kernel {kernel.name}: {log}")
         return _text(program, "nvrtcGetCUBINSize", "nvrtcGetCUBIN")
     finally:
         lib.nvrtcDestroyProgram(ctypes.byref(program))

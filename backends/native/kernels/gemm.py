@@ -14,6 +14,7 @@ from functools import cached_property
 from polytool.backends.native.kernels.expr import Tree, emit
 from polytool.backends.native.kernels.source import (
     C_TYPES,
+    Argument,
     Buffer,
     Call,
     Kernel,
@@ -21,7 +22,6 @@ from polytool.backends.native.kernels.source import (
     assemble,
     item_size,
     magic,
-    template,
 )
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType
@@ -253,16 +253,16 @@ class Epilogue:
         kinds = zip(self.tree.inputs[1:], self.operands, strict=True)
         return sum(item_size(t) * columns for t, o in kinds if o == "column")
 
-    def code(self, vector: int, columns: int) -> str:
+    def code(self, vector: int, columns: int, *, staged: bool = True) -> str:
         """What gemm.cuh wants of an epilogue, for `vector` columns at once and tiles of `columns`.
 
-        `stage_columns` brings column operands to shared memory, `fetch` loads what lies like the
-        output, `epilogue` computes.
+        `stage_columns` brings column operands to shared memory, where `staged` allows that; `fetch`
+        loads what lies like the output; `epilogue` computes.
         """
         types = list(zip(self.tree.inputs[1:], self.operands, strict=True))
         params = "".join(f", const {C_TYPES[t]}* x{i}" for i, (t, _) in enumerate(types, 1))
         args = "".join(f", x{i}" for i in range(1, len(types) + 1))
-        staged, members, fetched, loads, names = [], [], [], [], ["sum[i]"]
+        through, members, fetched, loads, names = [], [], [], [], ["sum[i]"]
         place = 0
         for i, (dtype, operand) in enumerate(types, 1):
             kind = C_TYPES[dtype]
@@ -277,12 +277,12 @@ class Epilogue:
                 names.append(f"widen(beside.p{i})")
             elif operand == "scalar":
                 names.append(f"widen(*x{i})")
-            elif vector < 8:
+            elif vector < 8 or not staged:
                 loads.append(f"    const {packed} c{i} = load_pack<{kind}, {vector}>(x{i} + col);")
                 names.append(f"widen(c{i}.at[i])")
             else:
                 per = 16 // item_size(dtype)
-                staged += [
+                through += [
                     f"    for (int c = tid * {per}; c < BN; c += THREADS * {per})",
                     f"        copy_async16(columns + {place} + c * {item_size(dtype)},"
                     f" n0 + c < n ? x{i} + offset + n0 + c : x{i}, n0 + c < n);",
@@ -298,12 +298,9 @@ class Epilogue:
             (
                 f"#define EPILOGUE_PARAMS {params}",
                 f"#define EPILOGUE_ARGS {args}",
-                "#define THREADS (WARPS_M * WARPS_N * 32)",
+                *(("#define THREADS (WARPS_M * WARPS_N * 32)",) if columns else ()),
                 f"#define BESIDE {len(members)}",
-                "DEVICE void stage_columns(unsigned char* columns, int tid, int n0, int n,"
-                f" int offset{params}) {{",
-                *staged,
-                "}",
+                *(_function("stage_columns", through, params) if columns else ()),
                 "struct operands {",
                 *members,
                 "};",
@@ -322,6 +319,11 @@ class Epilogue:
                 "}",
             )
         )
+
+
+def _function(name: str, body: Sequence[str], params: str) -> tuple[str, ...]:
+    head = f"DEVICE void {name}(unsigned char* columns, int tid, int n0, int n, int offset{params})"
+    return (f"{head} {{", *body, "}")
 
 
 @dataclass(frozen=True)
@@ -363,7 +365,7 @@ class Gemm:
         }
         if self.dtype is DType.FLOAT:
             defines["ROUND_TF32"] = 1
-        code = "\n".join((template("math"), self.epilogue.code(self.vector, tile.n)))
+        code = self.epilogue.code(self.vector, tile.n)
         if tile.group:
             code += "\n" + group_product(self.dtype, tile.n // tile.warps_n)
         return assemble("gemm_tile", "gemm", defines=defines, code=code, threads=tile.threads)
@@ -385,7 +387,7 @@ class Gemm:
         shape.tiles_m = -(-problem.m // self.tile.m)
         shape.tiles_n = -(-problem.n // self.tile.n)
         extra = len(self.epilogue.operands)
-        args = (
+        args: tuple[Argument, ...] = (
             Buffer(0),
             Buffer(1),
             Buffer(2 + extra),

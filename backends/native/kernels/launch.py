@@ -112,7 +112,7 @@ def prepare(
     wanted = []
     if call.cluster > 1:
         wanted.append(_Attribute(_CLUSTER, 0, (ctypes.c_uint * 16)(1, 1, call.cluster)))
-    if overlap and call.overlap:
+    if overlap and call.overlap and device.capability >= (9, 0):
         wanted.append(_Attribute(_PROGRAMMATIC, 0, (ctypes.c_uint * 16)(1)))
     attributes = (_Attribute * max(1, len(wanted)))(*wanted)
     config = _Config(

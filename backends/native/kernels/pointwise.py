@@ -16,6 +16,8 @@ from functools import cache
 from polytool.backends.native.kernels.expr import Step, Tree, emit
 from polytool.backends.native.kernels.source import (
     C_TYPES,
+    UNSIGNED,
+    Argument,
     Buffer,
     Call,
     Kernel,
@@ -24,7 +26,6 @@ from polytool.backends.native.kernels.source import (
     dims,
     item_size,
     strides,
-    template,
 )
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType
@@ -191,7 +192,7 @@ class Pointwise:
         pattern = pattern or self._general(sizes, steps, offsets)
         units = count // pattern.vector
         counted = (*sizes[:-1], sizes[-1] // pattern.vector)
-        args: list[Buffer | ctypes._SimpleCData | ctypes.Structure] = [
+        args: list[Argument] = [
             ctypes.c_uint(units),
             dims(counted),
         ]
@@ -248,7 +249,6 @@ def _kernel(op: Pointwise, pattern: Pattern) -> Kernel:
     )
     code = "\n".join(
         (
-            template("math"),
             f"#define POINTWISE_PARAMS {''.join(params)}",
             f"#define POINTWISE_PLACES {' '.join(places)}",
             f"#define POINTWISE_ADVANCE {' '.join(advance)}",
@@ -275,6 +275,5 @@ def _kernel(op: Pointwise, pattern: Pattern) -> Kernel:
 
 def copy(dtype: DType) -> Pointwise:
     """A copy between strided layouts: Slice, Expand, a piece of Concat or Split, a Transpose."""
-    bits = {1: DType.UINT8, 2: DType.UINT16, 4: DType.UINT32, 8: DType.UINT64}
-    kind = bits[item_size(dtype)]
+    kind = UNSIGNED[item_size(dtype)]
     return Pointwise(Tree((kind,), (Step("Identity", (0,), kind),)))

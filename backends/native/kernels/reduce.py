@@ -17,7 +17,6 @@ from polytool.backends.native.kernels.source import (
     assemble,
     dims,
     strides,
-    template,
 )
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType
@@ -130,7 +129,7 @@ def _kernel(op: Reduce, column: bool, share: int) -> Kernel:
         "KEEP_LAST": int(op.last),
     }
     free = kind in ("ARG_MAX", "ARG_MIN", "LOG_SUM_EXP")
-    code = template("math") + "\n".join(
+    code = "\n".join(
         (
             f"#define EXTREME_MAX(a, b) {'propagating_max(a, b)' if real else '(a > b ? a : b)'}",
             f"#define EXTREME_MIN(a, b) {'propagating_min(a, b)' if real else '(a < b ? a : b)'}",

@@ -10,17 +10,15 @@ from functools import cache
 from polytool.backends.native.kernels.expr import Tree, emit
 from polytool.backends.native.kernels.source import (
     C_TYPES,
+    Argument,
     Buffer,
     Call,
-    Dims,
     Kernel,
     Plan,
-    Strides,
     assemble,
     dims,
     item_size,
     strides,
-    template,
 )
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType
@@ -184,7 +182,7 @@ class RowOp:
         kernel = self._kernel(vector, threads)
         inputs = self._inputs
         steps, tables = iter(outer_strides), 0
-        args: list[Buffer | ctypes._SimpleCData | Dims | Strides] = [
+        args: list[Argument] = [
             ctypes.c_uint(rows),
             ctypes.c_int(length),
             ctypes.c_float(epsilon),
@@ -221,5 +219,5 @@ def _row_kernel(op: RowOp, vector: int, row_threads: int) -> Kernel:
     if op.store_before:
         defines["T_SUM"] = C_TYPES[op.before.output_dtypes[0]]
     threads = max(row_threads, 128)
-    code = "\n".join((template("math"), op.code(vector)))
+    code = op.code(vector)
     return assemble("rows", "rows", defines=defines, code=code, threads=threads)

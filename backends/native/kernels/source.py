@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from polytool.tensors import DType
 
@@ -26,6 +27,8 @@ C_TYPES = {
     DType.BOOL: "bool",
 }
 """The element types that kernels compute with."""
+UNSIGNED = {1: DType.UINT8, 2: DType.UINT16, 4: DType.UINT32, 8: DType.UINT64}
+"""The type that moves elements of so many bytes."""
 
 
 def compute_type(dtype: DType) -> str:
@@ -70,10 +73,11 @@ def assemble(
     threads: int = 256,
     contract: bool = True,
 ) -> Kernel:
-    """A kernel from templates: prelude, macros, generated `code`, then the templates in order."""
+    """A kernel: the prelude and the math, macros, generated `code`, then templates in order."""
     macros = {"KERNEL": name, "MAX_THREADS": threads, **(defines or {})}
     lines = [f"#define {key} {value}" for key, value in macros.items()]
-    parts = [template("prelude"), "\n".join(lines), code, *(template(t) for t in templates)]
+    common = (template("prelude"), template("math"))
+    parts = [*common, "\n".join(lines), code, *(template(t) for t in templates)]
     return Kernel(name, "\n".join(parts) + "\n", threads, contract)
 
 
@@ -86,6 +90,10 @@ class Buffer:
 
     index: int
     offset: int = 0
+
+
+Argument = Any
+"""A `Buffer`, or a ctypes scalar, structure or array."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ class Call:
     kernel: Kernel
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
-    args: tuple[Buffer | ctypes._SimpleCData | ctypes.Structure | ctypes.Array, ...]
+    args: tuple[Argument, ...]
     shared: int = 0
     cluster: int = 1
     overlap: bool = True

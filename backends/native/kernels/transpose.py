@@ -10,6 +10,7 @@ from functools import cache
 from polytool.backends.native.kernels.pointwise import Operand, copy, dense, merge
 from polytool.backends.native.kernels.source import (
     C_TYPES,
+    UNSIGNED,
     Buffer,
     Call,
     Kernel,
@@ -21,8 +22,6 @@ from polytool.backends.native.kernels.source import (
 )
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType
-
-_BITS = {1: DType.UINT8, 2: DType.UINT16, 4: DType.UINT32, 8: DType.UINT64}
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Transpose:
 
 @cache
 def _tile(item: int) -> Kernel:
-    return assemble("transpose", "transpose", defines={"T": C_TYPES[_BITS[item]]})
+    return assemble("transpose", "transpose", defines={"T": C_TYPES[UNSIGNED[item]]})
 
 
 class _ImageShape(ctypes.Structure):
@@ -119,5 +118,5 @@ class PackImage:
 
 @cache
 def _image(op: PackImage) -> Kernel:
-    kind = C_TYPES[_BITS[item_size(op.dtype)]]
+    kind = C_TYPES[UNSIGNED[item_size(op.dtype)]]
     return assemble("pack_image", "image", defines={"T": kind, "C_PAD": op.channels})

@@ -21,10 +21,15 @@ DEVICE float to_float(bfloat_t v) { return __uint_as_float((u32)v.bits << 16); }
 DEVICE half_t to_half(float f) { half_t v; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(v.bits) : "f"(f)); return v; }
 DEVICE bfloat_t to_bfloat(float f) { bfloat_t v; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(v.bits) : "f"(f)); return v; }
 DEVICE half_t to_half(double f) { half_t v; asm("cvt.rn.f16.f64 %0, %1;" : "=h"(v.bits) : "d"(f)); return v; }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define HOPPER(text) ""
+#else
+#define HOPPER(text) text
+#endif
 // the predecessor's results are complete and visible after this
-DEVICE void wait_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+DEVICE void wait_predecessor() { asm volatile(HOPPER("griddepcontrol.wait;") ::: "memory"); }
 // the successor may start now; it waits by itself before it reads
-DEVICE void release_successor() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+DEVICE void release_successor() { asm volatile(HOPPER("griddepcontrol.launch_dependents;") ::: "memory"); }
 DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 DEVICE void copy_async16(void* to, const void* from, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
