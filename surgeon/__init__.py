@@ -13,6 +13,8 @@ _HOMES = {
     "extract": "polytool.surgeon.extraction",
     "insert": "polytool.surgeon.extraction",
     "inspect_sparsity": "polytool.surgeon.sparsity",
+    "Lint": "polytool.surgeon.linting",
+    "lint": "polytool.surgeon.linting",
     "prune": "polytool.surgeon.sparsity",
     "reconstruct_weights": "polytool.surgeon.stripping",
     "strip_weights": "polytool.surgeon.stripping",

@@ -440,12 +440,18 @@ class Workspace:
     """A model taken apart: its main graph, its functions, and every name in use.
 
     Attributes:
+        problems: what is wrong with a broken model: where, and what.
         extra_opsets: domains that the model did not import.
         refined: values of which more is known than ONNX's inference finds by itself.
         refinements: how often something was found out about them.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, strict: bool = True) -> None:
+        """Take `model` apart.
+
+        Raises:
+            ModelError: it is broken, and `strict`; else `problems` says how.
+        """
         from polytool.surgeon.reading import read
 
         self.model = model
@@ -456,7 +462,13 @@ class Workspace:
         self.refinements = 0
         self.main: Graph
         self.functions: list[Graph] = []
-        read(self)
+        self.problems = read(self)
+        if strict and self.problems:
+            shown = "; ".join(f"{where}: {what}" for where, what in self.problems[:10])
+            more = len(self.problems) - 10
+            raise ModelError(
+                f"the model is broken: {shown}" + (f"; and {more} more" if more > 0 else "")
+            )
 
     @property
     def graphs(self) -> Iterator[Graph]:

@@ -14,6 +14,14 @@ from polytool.surgeon.report import Report
 from polytool.surgeon.types import Type, read_type, type_proto
 from polytool.surgeon.writing import write
 
+_REFUSALS = (
+    onnx.checker.ValidationError,
+    onnx.defs.SchemaError,
+    onnx.shape_inference.InferenceError,
+    RuntimeError,
+    ValueError,
+)
+
 
 def infer(workspace: Workspace, report: Report | None = None) -> None:
     """Set `type` of all values of the main graph and of its bodies."""
@@ -23,6 +31,7 @@ def infer(workspace: Workspace, report: Report | None = None) -> None:
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as err:
         if report is not None:
             report.refuse("the graph", f"shapes cannot be inferred: {_first_line(err)}")
+        _infer_one_by_one(workspace.main)
         return
     _assign(workspace.main, inferred.graph)
 
@@ -62,3 +71,34 @@ def _declared(value: Value) -> Type | None:
     if known is None or known.kind != "tensor" or known.dtype is None:
         return known
     return Type("tensor", known.dtype, None, type_proto(known.dtype, None))
+
+
+def _infer_one_by_one(graph: Graph) -> None:
+    """What can be told although a node is broken; bodies are left out."""
+    opsets = [onnx.helper.make_opsetid(d, v) for d, v in graph.opsets.items()]
+    for node in graph.nodes:
+        for value, proto in _outputs_alone(node, opsets):
+            value.type = read_type(proto) or value.type
+
+
+def _outputs_alone(
+    node: Node, opsets: list[onnx.OperatorSetIdProto]
+) -> list[tuple[Value, onnx.TypeProto]]:
+    types: dict[str, onnx.TypeProto] = {}
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node.proto)
+    del proto.input[:]
+    for value in node.inputs:
+        proto.input.append(value.name if value is not None else "")
+        if value is None:
+            continue
+        if value.dtype is None or not value.is_tensor:
+            return []
+        types[value.name] = type_proto(value.dtype, value.shape)
+    try:
+        schema = onnx.defs.get_schema(node.op, node.version, node.domain)
+        found = onnx.shape_inference.infer_node_outputs(schema, proto, types, opset_imports=opsets)
+    except _REFUSALS:
+        return []
+    names = dict(zip(proto.output, node.outputs, strict=True))
+    return [(v, found[n]) for n, v in names.items() if v is not None and n in found]

@@ -22,28 +22,24 @@ _MAX_DEPTH = 64
 _FIRST_IR_WITH_FREE_INITIALIZERS = 4
 
 
-def read(workspace: Workspace) -> None:
+def read(workspace: Workspace) -> list[tuple[str, str]]:
     """Fill `workspace` from its model.
 
-    Raises:
-        ModelError: a name is defined twice, or read and never defined.
+    Returns:
+        What is broken: the label of a node or graph, and what is wrong with it. A name that is
+        read and never defined gets a value without a graph; of two definitions the last counts.
     """
     proto = workspace.model.proto
     reader = _Reader(workspace)
     workspace.main = reader.graph(proto.graph, None, workspace.model.opsets, ChainMap())
     workspace.functions = [reader.function(f) for f in proto.functions]
-    if reader.undefined:
-        more = len(reader.undefined) - 10
-        raise ModelError(
-            f"the model is broken: {'; '.join(reader.undefined[:10])}"
-            + (f"; and {more} more" if more > 0 else "")
-        )
+    return reader.problems
 
 
 class _Reader:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
-        self.undefined: list[str] = []
+        self.problems: list[tuple[str, str]] = []
         # Before IR version 4 every initializer had to be an input too; that says nothing.
         ir_version = workspace.model.proto.ir_version
         self.overridable = ir_version >= _FIRST_IR_WITH_FREE_INITIALIZERS
@@ -89,9 +85,7 @@ class _Reader:
     def define(self, name: str, graph: Graph, scope: Scope) -> Value:
         local = scope.maps[0]
         if name in local:
-            raise ModelError(
-                f"{name!r} is defined twice in graph {graph.name!r}: the model is broken"
-            )
+            self.problems.append((f"graph {graph.name!r}", f"{name!r} is defined twice"))
         # A body may hide an outer name; another name for the inner value frees passes from scopes.
         hides = len(scope.maps) > 1 and name in scope
         value = Value(self.workspace.fresh(name) if hides else name, graph)
@@ -129,10 +123,12 @@ class _Reader:
         for node in graph.nodes:
             for name in node.proto.input:
                 value = (local.get(name) or outer.get(name)) if name else None
+                if name and value is None:
+                    problem = f"it reads {name!r}, which is never defined"
+                    self.problems.append((f"node {node.label!r}", problem))
+                    value = Value(name, None)
                 if value is not None:
                     value.add_user(node)
-                elif name:
-                    self.undefined.append(f"node {node.label!r} reads {name!r}, never defined")
                 node.inputs.append(value)
             for attribute in node.proto.attribute:
                 if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
@@ -160,7 +156,7 @@ class _Reader:
     def returns(self, name: str, graph: Graph, scope: Scope) -> None:
         value = scope.get(name)
         if value is None:
-            self.undefined.append(f"output {name!r} of graph {graph.name!r} is never defined")
-            return
+            self.problems.append((f"graph {graph.name!r}", f"output {name!r} is never defined"))
+            value = Value(name, None)
         graph.outputs.append(value)
         value.add_user(graph)

@@ -64,7 +64,7 @@ def compare_models(before: Model, after: Model) -> Verdict:
     except Exception as err:
         return Verdict(False, f"onnxruntime cannot load the result: {_first_line(err)}")
     reason = ""
-    for feed in _feeds(after):
+    for feed in made_feeds(after):
         try:
             expected = reference.run(None, feed)
         except Exception as err:
@@ -98,7 +98,7 @@ def _first_line(err: Exception) -> str:
     return str(err).strip().splitlines()[0]
 
 
-def _feeds(model: Model) -> Iterator[Mapping[str, Any]]:
+def made_feeds(model: Model) -> Iterator[Mapping[str, Any]]:
     """Made inputs; where sizes are open, with one guess after the other."""
     with contextlib.suppress(UsageError):  # a size is open
         yield from make_feeds(model)

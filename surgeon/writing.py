@@ -168,6 +168,11 @@ def _add_value_info(proto: onnx.GraphProto, value: Value, info: ValueInfoProto |
         proto.value_info.add(name=value.name, type=value.type.proto)
 
 
+def write_node(node: Node) -> NodeProto:
+    """One node, with the names that its values have now."""
+    return _node(node, False)
+
+
 def _node(node: Node, bare: bool) -> NodeProto:
     inputs = [v.name if v is not None else "" for v in node.inputs]
     outputs = [v.name if v is not None else "" for v in node.outputs]

@@ -90,3 +90,22 @@ def save(model: Model, path: str, external_data: str | None, threshold: int) -> 
     """Write `model` as --save-external-data says: None, "" for the default name, or a name."""
     wanted = None if external_data is None else (external_data or True)
     model.save(path, external_data=wanted, size_threshold=threshold)
+
+
+def given_feed(feeds: options.FeedOptions, model: Model) -> dict[str, Any] | None:
+    """The first inputs that the user's options describe; None where there are no such options."""
+    if not (feeds.input_shapes or feeds.val_range or feeds.load_inputs or feeds.data_loader_script):
+        return None
+    from polytool.feeds import make_feeds, save_feeds
+
+    data = make_feeds(
+        model,
+        shapes=feeds.input_shapes,
+        ranges=feeds.val_range,
+        seed=feeds.seed,
+        files=feeds.load_inputs,
+        script=feeds.data_loader_script,
+    )
+    if feeds.save_inputs:
+        save_feeds(data, feeds.save_inputs)
+    return dict(next(iter(data)))

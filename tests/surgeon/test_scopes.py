@@ -267,14 +267,14 @@ def test_sparse_initializers_are_kept() -> None:
 
 
 BROKEN = {
-    "undefined": ("g (float[2] x) => (float[2] y) {y = Add(x, q)}", "node 'Add:y' reads 'q'"),
+    "undefined": ("g (float[2] x) => (float[2] y) {y = Add(x, q)}", "node 'Add:y': it reads 'q'"),
     "no output": ("g (float[2] x) => (float[2] y) {z = Exp(x)}", "output 'y' .* never defined"),
     "twice": ("g (float[2] x) => (float[2] y) {y = Exp(x) y = Neg(x)}", "'y' is defined twice"),
     "cycle": ("g (float[2] x) => (float[2] y) {a = Add(x, y) y = Exp(a)}", "cycle through node"),
     "branch": (
         "g (bool c) => (float[2] y) {y = If(c) <then_branch = t () => (float[2] a) {a = Exp(q)}, "
         "else_branch = e () => (float[2] b) {b = Neg(q)}>}",
-        "node 'Exp:a' reads 'q'.*node 'Neg:b' reads 'q'",
+        "node 'Exp:a': it reads 'q'.*node 'Neg:b': it reads 'q'",
     ),
 }
 

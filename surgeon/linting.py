@@ -1,0 +1,158 @@
+"""`check lint`: every fault of a model, also past the first, and what could become one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from polytool.errors import ModelError
+from polytool.model import Source, load
+from polytool.surgeon.graph import Graph, Node, Workspace
+from polytool.surgeon.infer import infer
+from polytool.surgeon.report import Report
+
+EXCEPTION, WARNING, INFO = "exception", "warning", "info"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finding, with the field names of Polygraphy's report.
+
+    Attributes:
+        level: `exception` (the model is broken), `warning` or `info`.
+        source: who found it: `onnx_checker`, `onnxruntime` or `polytool`.
+        message: what is wrong, and where it is not evident, what to do.
+        nodes: the nodes concerned, by the names that messages use.
+    """
+
+    level: str
+    source: str
+    message: str
+    nodes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        where = f"{', '.join(self.nodes[:5])}{' ...' if self.nodes[5:] else ''}: "
+        return f"{self.level}: {where if self.nodes else ''}{self.message}"
+
+
+@dataclass
+class Lint:
+    """What lint found.
+
+    Attributes:
+        entries: all findings, in the order in which they were looked for.
+        labels: every node, bodies and functions included.
+        unchecked: node to why it was not run.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    unchecked: dict[str, str] = field(default_factory=dict)
+
+    def add(self, level: str, source: str, message: str, nodes: Iterable[str] = ()) -> None:
+        """Record a finding."""
+        self.entries.append(Entry(level, source, message, tuple(nodes)))
+
+    @property
+    def failing(self) -> list[str]:
+        """The nodes that are broken."""
+        broken = {n for e in self.entries if e.level == EXCEPTION for n in e.nodes}
+        return [label for label in self.labels if label in broken]
+
+    @property
+    def passing(self) -> list[str]:
+        """The nodes that were run, or whose whole graph was, without a fault."""
+        failing = set(self.failing)
+        return [x for x in self.labels if x not in failing and x not in self.unchecked]
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether nothing is broken."""
+        return not any(e.level == EXCEPTION for e in self.entries)
+
+    def to_json(self) -> dict[str, Any]:
+        """Polygraphy's fields, and `not_checked` beside them."""
+        return {
+            "summary": {"passing": self.passing, "failing": self.failing},
+            "lint_entries": [
+                {"level": e.level, "source": e.source, "message": e.message}
+                | ({"nodes": list(e.nodes)} if e.nodes else {})
+                for e in self.entries
+            ],
+            "not_checked": self.unchecked,
+        }
+
+    def summary(self) -> str:
+        """What was found, for people."""
+        counts = [
+            f"{sum(e.level == level for e in self.entries)} {word}"
+            for level, word in ((EXCEPTION, "errors"), (WARNING, "warnings"), (INFO, "notes"))
+        ]
+        lines = [str(e) for e in self.entries]
+        lines.append(
+            f"{len(self.labels)} nodes: {len(self.passing)} passing, {len(self.failing)} failing, "
+            f"{len(self.unchecked)} not run; {', '.join(counts)}"
+        )
+        return "\n".join(lines)
+
+
+def lint(
+    source: Source,
+    *,
+    feeds: Mapping[str, Any] | None = None,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+) -> Lint:
+    """Look for faults.
+
+    Args:
+        source: what `polytool.model.load` takes.
+        feeds: inputs to run the model on; made ones by default, and then a failure to run is no
+            fault of the model.
+        providers: onnxruntime's execution providers.
+
+    Raises:
+        ModelError: the file cannot be read as a model.
+    """
+    from polytool.surgeon.lint_graph import check_graphs
+    from polytool.surgeon.lint_nodes import check_nodes
+    from polytool.surgeon.lint_run import check_run
+
+    model = load(source)
+    found = Lint()
+    workspace = Workspace(model, strict=False)
+    paths = dict(named_graphs(workspace))
+    found.labels = [label(node, path) for graph, path in paths.items() for node in graph.nodes]
+    for where, what in workspace.problems:
+        nodes = [where[6:-1]] if where.startswith("node ") else []
+        found.add(EXCEPTION, "polytool", what if nodes else f"{where}: {what}", nodes)
+    check_graphs(workspace, paths, found)
+    try:
+        workspace.sort()
+    except ModelError as err:
+        found.add(EXCEPTION, "polytool", str(err))
+        found.unchecked = dict.fromkeys(found.labels, "the graph has a cycle")
+        return found
+    infer(workspace, Report())
+    loads = check_run(workspace, paths, found, feeds, providers)
+    check_nodes(workspace, paths, found, loads=loads)
+    return found
+
+
+def named_graphs(workspace: Workspace) -> Iterable[tuple[Graph, str]]:
+    """Every graph, and a prefix for the labels of its nodes."""
+    yield from _bodies(workspace.main, "")
+    for function in workspace.functions:
+        yield from _bodies(function, f"{function.proto.domain}.{function.name}/")
+
+
+def _bodies(graph: Graph, prefix: str) -> Iterable[tuple[Graph, str]]:
+    yield graph, prefix
+    for node in graph.nodes:
+        for name, body in node.bodies.items():
+            yield from _bodies(body, f"{prefix}{node.label}/{name}/")
+
+
+def label(node: Node, prefix: str) -> str:
+    """How the report calls a node."""
+    return f"{prefix}{node.label}"
