@@ -104,8 +104,11 @@ def encode(array: Array, dtype: DType) -> bytes:
     flat = np.ascontiguousarray(array).reshape(-1)
     if dtype.bits >= 8:
         return flat.astype(dtype.numpy, copy=False).tobytes()
-    per = 8 // dtype.bits
     codes = flat.astype(dtype.numpy, copy=False).view(np.uint8) & ((1 << dtype.bits) - 1)
+    if dtype.bits == 6:  # a stream of bits: codes lie across bytes
+        bits = np.unpackbits(codes[:, None], axis=1, bitorder="little")[:, :6]
+        return np.packbits(bits, bitorder="little").tobytes()
+    per = 8 // dtype.bits
     codes = np.concatenate([codes, np.zeros(-len(codes) % per, np.uint8)]).reshape(-1, per)
     shifts = np.arange(per, dtype=np.uint8) * dtype.bits
     packed: Array = np.bitwise_or.reduce(codes << shifts, axis=1)
@@ -131,6 +134,9 @@ def _to_bytes(value: Any) -> bytes:
 
 
 def _unpack(packed: Array, dtype: DType, count: int) -> Array:
+    if dtype.bits == 6:
+        bits = np.unpackbits(packed, count=6 * count, bitorder="little").reshape(count, 6)
+        return np.packbits(bits, axis=1, bitorder="little").reshape(count).view(dtype.numpy)
     per = 8 // dtype.bits
     shifts = np.arange(per, dtype=np.uint8) * dtype.bits
     codes = (packed[:, None] >> shifts & ((1 << dtype.bits) - 1)).reshape(-1)[:count]
@@ -174,6 +180,10 @@ def _typed(tensor: onnx.TensorProto, dtype: DType, shape: tuple[int, ...]) -> Ar
     if dtype in (DType.COMPLEX64, DType.COMPLEX128):
         _expect_count(tensor, len(values), 2 * count)
         return np.array(values, stored).view(dtype.numpy).reshape(shape)
+    if dtype.bits == 6:  # int32_data holds one code an entry
+        _expect_count(tensor, len(values), count)
+        codes = np.array(values, stored).astype(np.uint8) & np.uint8(63)
+        return codes.view(dtype.numpy).reshape(shape)
     if dtype.bits < 8:  # int32_data holds the packed bytes
         _expect_count(tensor, len(values), packed_size(dtype, shape))
         return _unpack(np.array(values, stored).astype(np.uint8), dtype, count).reshape(shape)

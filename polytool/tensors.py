@@ -48,6 +48,8 @@ class DType(enum.IntEnum):
     FLOAT8E8M0 = 24
     UINT2 = 25
     INT2 = 26
+    FLOAT6E2M3 = 27
+    FLOAT6E3M2 = 28
 
     @property
     def numpy(self) -> np.dtype[Any]:
@@ -128,6 +130,8 @@ _NUMPY: dict[DType, np.dtype[Any]] = {
         DType.FLOAT8E8M0: ml_dtypes.float8_e8m0fnu,
         DType.UINT2: ml_dtypes.uint2,
         DType.INT2: ml_dtypes.int2,
+        DType.FLOAT6E2M3: ml_dtypes.float6_e2m3fn,
+        DType.FLOAT6E3M2: ml_dtypes.float6_e3m2fn,
     }.items()
 }
 _LABELS = {d: d.name.lower() for d in DType} | {DType.FLOAT: "float32", DType.DOUBLE: "float64"}
@@ -138,6 +142,8 @@ _BITS = {
     DType.FLOAT4E2M1: 4,
     DType.UINT2: 2,
     DType.INT2: 2,
+    DType.FLOAT6E2M3: 6,
+    DType.FLOAT6E3M2: 6,
 }
 _FLOATS = frozenset(d for d in DType if d.name.startswith(("FLOAT", "BFLOAT", "DOUBLE")))
 _BY_NUMPY = {kind: dtype for dtype, kind in _NUMPY.items()}

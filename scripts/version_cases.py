@@ -59,7 +59,7 @@ def downgraded() -> Iterator[VersionCase]:
     for case in cases(["node"]):
         model, data_sets = case.load()
         node = model.graph.node[0]
-        if len(model.graph.node) != 1 or node.domain not in DOMAINS or _has_body(node):
+        if len(model.graph.node) != 1 or node.domain not in DOMAINS or has_body(node):
             continue
         opset = next(o.version for o in model.opset_import if o.domain == node.domain)
         current = max(v for v in versions()[node.domain, node.op_type] if v <= opset)
@@ -68,7 +68,7 @@ def downgraded() -> Iterator[VersionCase]:
         expected = dict(zip((o.name for o in model.graph.output), outputs, strict=True))
         for version in versions()[node.domain, node.op_type]:
             schema = defs.get_schema(node.op_type, version, node.domain)
-            if version < current and _accepts(schema, node, _types(model.graph)):
+            if version < current and _accepts(schema, node, type_texts(model.graph)):
                 yield VersionCase(
                     f"{case.name}-{version}",
                     node.op_type,
@@ -94,7 +94,8 @@ def suite_versions() -> set[tuple[str, int]]:
     return found
 
 
-def _has_body(node: onnx.NodeProto) -> bool:
+def has_body(node: onnx.NodeProto) -> bool:
+    """Whether the node holds a graph."""
     return any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute)
 
 
@@ -109,7 +110,8 @@ def _at(model: onnx.ModelProto, domain: str, version: int) -> onnx.ModelProto:
     return older
 
 
-def _types(graph: onnx.GraphProto) -> dict[str, str]:
+def type_texts(graph: onnx.GraphProto) -> dict[str, str]:
+    """The types of inputs and outputs as schemas write them."""
     return {v.name: _type_text(v.type) for v in (*graph.input, *graph.output)}
 
 

@@ -63,9 +63,15 @@ def test_float8e8m0_rounds_as_asked(
     np.testing.assert_array_equal(result.astype(np.float64), expected)
 
 
-@pytest.mark.parametrize("to", [DType.FLOAT8E4M3FN, DType.FLOAT8E5M2, DType.FLOAT4E2M1])
+@pytest.mark.parametrize(
+    "to",
+    [
+        *(DType.FLOAT8E4M3FN, DType.FLOAT8E5M2, DType.FLOAT4E2M1),
+        *(DType.FLOAT6E2M3, DType.FLOAT6E3M2),
+    ],
+)
 def test_float64_is_rounded_once(call: Call, to: DType) -> None:
-    codes = np.arange(256 if to.bits == 8 else 16, dtype=np.uint8).view(to.numpy).astype(np.float64)
+    codes = np.arange(1 << to.bits, dtype=np.uint8).view(to.numpy).astype(np.float64)
     values = np.unique(codes[np.isfinite(codes)])
     midpoints = (values[1:] + values[:-1]) / 2
     tiny = np.abs(midpoints) * 2.0**-40 + 2.0**-140

@@ -78,7 +78,8 @@ def bit_cast(
     """The bits of `x` read as another type of the same size."""
     source, target = in_dtypes[0], out_dtypes[0]
     if source is None or source.bits != target.bits:
-        raise UnsupportedError(f"BitCast needs types of one size, not {source} and {target.label}")
+        shown = source.label if source is not None else "an unknown one"
+        raise UnsupportedError(f"BitCast needs types of one size, not {shown} and {target.label}")
     bits = xp.ascontiguousarray(x.astype(source.numpy, copy=False)).reshape(x.shape)
     if target.bits >= 8:
         return bits.view(target.numpy)
@@ -103,7 +104,7 @@ def convert(xp: Any, x: Array, to: DType, saturate: bool, round_mode: str) -> Ar
         return _to_float(x, to)
     if to is DType.FLOAT8E8M0:
         return _to_e8m0(_narrow(_to_float(x, to)), saturate, round_mode)
-    if to in _FLOAT8_MAX or to is DType.FLOAT4E2M1:
+    if to in _FLOAT8_MAX or (to.is_float and to.bits < 8):
         value = _narrow(_to_float(x, to))
         if saturate and to in _FLOAT8_MAX:
             value = np.clip(value, -_FLOAT8_MAX[to], _FLOAT8_MAX[to])
