@@ -104,7 +104,7 @@ def encode(array: Array, dtype: DType) -> bytes:
     flat = np.ascontiguousarray(array).reshape(-1)
     if dtype.bits >= 8:
         return flat.astype(dtype.numpy, copy=False).tobytes()
-    codes = flat.astype(dtype.numpy, copy=False).view(np.uint8) & ((1 << dtype.bits) - 1)
+    codes: Array = flat.astype(dtype.numpy, copy=False).view(np.uint8) & ((1 << dtype.bits) - 1)
     if dtype.bits == 6:  # a stream of bits: codes lie across bytes
         bits = np.unpackbits(codes[:, None], axis=1, bitorder="little")[:, :6]
         return np.packbits(bits, bitorder="little").tobytes()
