@@ -164,6 +164,50 @@ def test_cudnn_convolutions(memory, rng, groups, addend, activation):
     handle.close()
 
 
+def test_cudnn_plan_survives_serialisation(memory, rng):
+    x, w = rng.standard_normal((1, 8, 8, 16)).astype("f2"), rng.standard_normal((16, 1, 1, 16))
+    bias = rng.standard_normal(16).astype("f2")
+    held = [x, w.astype("f2"), bias, np.zeros((1, 8, 8, 16), "f2")]
+    addresses = [memory.put(v) for v in held]
+    description = cudnn.Convolution((1, 16, 8, 8), (16, 16, 1, 1), (1, 16, 8, 8), activation="relu")
+    handle = cudnn.Handle()
+    graph = cudnn.Graph.of(description, handle)
+    plan = next(p for p in range(graph.plans) if graph.build(p))
+    work = driver.allocate(graph.workspace(plan))
+    graph.launch(plan, addresses, work, handle)(memory.stream)
+    expected = memory.get(addresses[-1], x.shape, "u2")
+    driver.fill(addresses[-1], expected.nbytes, 0xFF, memory.stream)
+    stored = cudnn.Restored(graph.serialized(), handle)
+    assert stored.workspace == graph.workspace(plan)
+    stored.launch(addresses, work, handle)(memory.stream)
+    np.testing.assert_array_equal(memory.get(addresses[-1], x.shape, "u2"), expected)
+    with pytest.raises(RunnerError, match="refuses a stored plan"):
+        cudnn.Restored(b"nonsense", handle)
+    driver.free(work)
+    handle.close()
+
+
+def test_cudnn_attention_with_mask(memory, rng):
+    q, k, v = rng.standard_normal((3, 2, 4, 64, 32)).astype("f2")
+    mask = rng.standard_normal((2, 1, 64, 64)).astype("f2")
+    addresses = [memory.put(t) for t in (q, k, v, mask, np.zeros_like(q))]
+    steps = (4 * 64 * 32, 64 * 32, 32, 1)
+    description = cudnn.Attention(
+        q.shape, q.shape, steps, steps, steps, steps, 0.2, mask=(2, 1, 64, 64)
+    )
+    handle = cudnn.Handle()
+    graph = cudnn.Graph.of(description, handle)
+    scores = q.astype("f8") @ k.astype("f8").swapaxes(-1, -2) * 0.2 + mask
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    plan = next(p for p in range(graph.plans) if graph.build(p))
+    work = driver.allocate(graph.workspace(plan))
+    graph.launch(plan, addresses, work, handle)(memory.stream)
+    got = memory.get(addresses[-1], q.shape, "f2")
+    assert error(got, p / p.sum(-1, keepdims=True) @ v.astype("f8")) < 1e-3
+    driver.free(work)
+    handle.close()
+
+
 def chain(memory, rng, length=6):
     """Dependent products, each reading what the last one wrote."""
     kind = Tree((S, H), (Step.of("Add", 0, 1, dtype=H), Step.of("Tanh", 2, dtype=H)))

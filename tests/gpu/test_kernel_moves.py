@@ -28,7 +28,8 @@ def one_node(op, inputs, version=19, **attributes):
         onnx.helper.make_tensor_value_info(n, k, v.shape)
         for n, k, v in zip([n for n in names if n], kinds, held, strict=True)
     ]
-    result = [onnx.helper.make_tensor_value_info("y", kinds[0], None)]
+    kind = 7 if op == "NonMaxSuppression" else kinds[0]
+    result = [onnx.helper.make_tensor_value_info("y", kind, None)]
     graph = onnx.helper.make_graph([node], "g", values, result)
     opset = [onnx.helper.make_opsetid("", version)]
     model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=9)
@@ -304,3 +305,18 @@ def test_positions_of_what_is_not_zero(run_plan, rng):
     run_plan(ordering.NonZero(DType.BOOL).plan(1000), [x, positions, count])
     assert count[0] == x.sum()
     np.testing.assert_array_equal(positions[: count[0]], np.flatnonzero(x))
+
+
+@pytest.mark.parametrize("center", [0, 1])
+def test_non_max_suppression(run_plan, rng, center):
+    boxes = rng.random((2, 60, 4)).astype("f4")
+    scores = rng.integers(0, 9, (2, 3, 60)).astype("f4") / 9
+    expected = one_node(
+        "NonMaxSuppression",
+        [boxes, scores, np.array([7]), np.array([0.3], "f4"), np.array([0.2], "f4")],
+        center_point_box=center,
+    )
+    found, count = np.zeros((2 * 3 * 7, 3), "i8"), np.zeros(1, "i8")
+    op = ordering.NonMaxSuppression(bool(center))
+    run_plan(op.plan(2, 3, 60, 7, overlap=0.3, score=0.2), [boxes, scores, found, count])
+    np.testing.assert_array_equal(found[: count[0]], expected)

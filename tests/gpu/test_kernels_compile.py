@@ -92,6 +92,7 @@ def moves():
         yield from ordering.CumSum(kind, True, True).kernels()
         yield from ordering.TopK(kind).kernels()
         yield from ordering.NonZero(kind).kernels()
+    yield from ordering.NonMaxSuppression(True).kernels()
     yield from copy(BOOL).kernels()
 
 

@@ -1,10 +1,10 @@
-"""CumSum, TopK and sorting, NonZero: kernels whose result depends on order."""
+"""CumSum, TopK and sorting, NonZero, NonMaxSuppression: kernels whose result depends on order."""
 
 from __future__ import annotations
 
 import ctypes
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from polytool.backends.native.kernels.gather import check_size
@@ -165,3 +165,79 @@ class NonZero:
 def _nonzero(op: NonZero, phase: int) -> Kernel:
     defines: dict[str, str | int] = {"T": C_TYPES[op.dtype], "PHASE": phase}
     return assemble("nonzero", "nonzero", defines=defines, threads=_THREADS)
+
+
+class _NmsShape(ctypes.Structure):
+    _fields_ = (
+        *((n, ctypes.c_int) for n in ("batches", "classes", "boxes", "most")),
+        ("overlap", ctypes.c_float),
+        ("score", ctypes.c_float),
+    )
+
+
+@dataclass(frozen=True)
+class NonMaxSuppression:
+    """Which boxes stay: [batch, class, box] rows in ONNX's order, and how many there are.
+
+    Buffers: boxes [batches, boxes, 4], scores [batches, classes, boxes], rows (int64, room for
+    batches * classes * most), count (int64), workspace. Everything else is float32.
+
+    Attributes:
+        center: boxes are x, y of the centre, width, height instead of two corners.
+    """
+
+    center: bool = False
+
+    @property
+    def _top(self) -> TopK:
+        return TopK(DType.FLOAT)
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Every kernel that `plan` can ask for."""
+        return (*self._top.kernels(), *(_nms(self, phase) for phase in range(2)))
+
+    def plan(
+        self,
+        batches: int,
+        classes: int,
+        boxes: int,
+        most: int,
+        *,
+        overlap: float = 0.0,
+        score: float = -math.inf,
+    ) -> Plan:
+        """The launches.
+
+        Args:
+            batches: images.
+            classes: of the scores.
+            boxes: an image.
+            most: boxes that a class may keep; at most `boxes` matter.
+            overlap: intersection over union above which a box goes.
+            score: scores at or below it go.
+        """
+        lists, most = batches * classes, min(most, boxes)
+        sort = self._top.plan((lists, boxes), 1, boxes)
+        # the workspace: sorted scores, order, kept, counts, then what sorting needs
+        places = [0]
+        for size in (lists * boxes * 4, lists * boxes * 8, lists * most * 4, lists * 4):
+            places.append(places[-1] + -(-size // 256) * 256)
+        values, order, kept, counts, rest = (Buffer(4, p) for p in places)
+        moved = {0: Buffer(1), 1: values, 2: order, 3: rest}
+        calls = [
+            replace(c, args=tuple(moved[a.index] if isinstance(a, Buffer) else a for a in c.args))
+            for c in sort.calls
+        ]
+        shape = _NmsShape(batches, classes, boxes, most, overlap, score)
+        args = (shape, Buffer(0), Buffer(1), order, kept, counts, Buffer(2), Buffer(3))
+        for phase, grid in ((0, max(1, lists)), (1, 1)):
+            if phase or lists:
+                calls.append(Call(_nms(self, phase), (grid, 1, 1), (_THREADS, 1, 1), args))
+        return Plan(tuple(calls), places[-1] + sort.workspace)
+
+
+@cache
+def _nms(op: NonMaxSuppression, phase: int) -> Kernel:
+    return assemble(
+        "nms", "nms", defines={"CENTER": int(op.center), "PHASE": phase}, contract=False
+    )

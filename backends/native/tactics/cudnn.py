@@ -263,7 +263,7 @@ class Graph:
 
     description: Description
     _graph: Any
-    _tensors: list[Any]
+    _count: int
     _built: set[int] = field(default_factory=set)
 
     @classmethod
@@ -283,13 +283,15 @@ class Graph:
         )
         try:
             tensors = description.define(graph)
+            for uid, tensor in enumerate(tensors, 1):
+                tensor.set_uid(uid)
             graph.validate()
             graph.build_operation_graph()
             graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
             graph.check_support()
         except cudnn.cudnnGraphNotSupportedError as err:
             raise UnsupportedError(f"cuDNN has no engine for {description}: {err}") from err
-        return cls(description, graph, tensors)
+        return cls(description, graph, len(tensors))
 
     @property
     def plans(self) -> int:
@@ -318,17 +320,47 @@ class Graph:
         return int(self._graph.get_workspace_size_plan_at_index(plan))
 
     def serialized(self) -> bytes:
-        """The graph with the plan built last, for an engine file."""
+        """The graph with the plan built last, for an engine file; see `Restored`."""
         return bytes(self._graph.serialize())
 
     def launch(self, plan: int, addresses: Sequence[int], workspace: int, handle: Handle) -> Launch:
         """A plan with addresses in place; `handle` must not be used by another thread."""
-        if len(addresses) != len(self._tensors):
-            raise RunnerError(
-                f"{self.description} has {len(self._tensors)} buffers, {len(addresses)} are given"
-            )
-        pack = dict(zip(self._tensors, addresses, strict=True))
+        pack = _pack(addresses, self._count, str(self.description))
         return Launch(self._graph, plan, pack, workspace, handle)
+
+
+class Restored:
+    """A graph with one plan, as `Graph.serialized` wrote it for this device and library version."""
+
+    def __init__(self, data: bytes, handle: Handle) -> None:
+        """Load.
+
+        Raises:
+            RunnerError: cuDNN refuses the data, as it does those of another version or device.
+        """
+        self._graph = _frontend().pygraph(handle=handle.value)
+        try:
+            self._graph.deserialize(handle.value, data)
+        except RuntimeError as err:
+            raise RunnerError(
+                f"cuDNN {version()} refuses a stored plan: {err}; build the engine again here"
+            ) from err
+
+    @property
+    def workspace(self) -> int:
+        """Bytes that the plan needs."""
+        return int(self._graph.get_workspace_size())
+
+    def launch(self, addresses: Sequence[int], workspace: int, handle: Handle) -> Launch:
+        """The plan with addresses in place, in the order of the description's buffers."""
+        pack = _pack(addresses, len(addresses), "a stored plan")
+        return Launch(self._graph, None, pack, workspace, handle)
+
+
+def _pack(addresses: Sequence[int], count: int, what: str) -> dict[int, int]:
+    if len(addresses) != count:
+        raise RunnerError(f"{what} has {count} buffers, {len(addresses)} are given")
+    return dict(enumerate(addresses, 1))
 
 
 @dataclass
@@ -336,12 +368,15 @@ class Launch:
     """A built plan that is ready to run; call it with a stream."""
 
     _graph: Any
-    _plan: int
-    _pack: dict[Any, int]
+    _plan: int | None
+    _pack: dict[int, int]
     _workspace: int
     _handle: Handle
     name: str = "cudnn"
 
     def __call__(self, stream: int) -> None:
         handle = self._handle.on(stream)
-        self._graph.execute_plan_at_index(self._pack, self._workspace, self._plan, handle)
+        if self._plan is None:
+            self._graph.execute(self._pack, self._workspace, handle)
+        else:
+            self._graph.execute_plan_at_index(self._pack, self._workspace, self._plan, handle)
