@@ -18,8 +18,8 @@ from polytool.backends.native.tactics.pool import parallel, pool, scratch
 Array = np.ndarray[Any, Any]
 # OpenBLAS's small-matrix kernel takes a product of at most this many multiply-adds.
 _SMALL_KERNEL = 1_000_000
-# Integers that become float32 at a time: half a second-level cache.
-_CONVERTED = 1 << 17
+# Integers that become float32 at a time: about a second-level cache.
+_CONVERTED = 1 << 18
 # Multiply-adds below which a second thread costs more than it saves.
 _SMALL = 3_000_000
 
