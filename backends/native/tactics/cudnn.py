@@ -340,7 +340,7 @@ class Restored:
         """
         self._graph = _frontend().pygraph(handle=handle.value)
         try:
-            self._graph.deserialize(handle.value, data)
+            self._graph.deserialize(handle.value, list(data))
         except RuntimeError as err:
             raise RunnerError(
                 f"cuDNN {version()} refuses a stored plan: {err}; build the engine again here"
