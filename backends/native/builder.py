@@ -30,6 +30,10 @@ def engine_from_onnx(model: Any, config: BuilderConfig | None = None) -> Engine:
     """
     config = config or BuilderConfig()
     device = choose_device(config.device)
+    if config.precision == "fp64" and device == "cuda":
+        if config.device == "cuda":
+            raise UsageError("fp64 is the oracle's precision and runs on the CPU: use --device cpu")
+        device = "cpu"
     if isinstance(model, Prepared):
         source = model.simplified if config.optimize else model.original
     else:
@@ -75,6 +79,10 @@ def choose_device(device: str) -> str:
     """
     if device == "cpu":
         return "cpu"
+    from polytool.backends.native.kernels import driver
+
+    if driver.available():
+        return "cuda"
     if device == "cuda":
         raise UsageError(
             "device 'cuda' needs an NVIDIA GPU and pip install 'polytool[cuda]'; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,10 @@ from polytool.backends.native.tactics.pool import single_threaded_blas
 from polytool.errors import UsageError
 from polytool.tensors import DType, format_shape
 
+if TYPE_CHECKING:
+    from polytool.backends.native.cuda.program import CudaProgram
+    from polytool.backends.native.program import Program
+
 Observe = Callable[[Layer, Tensor, Any], None]
 
 
@@ -26,7 +30,13 @@ class ExecutionContext:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.profiler: Profiler | None = None
-        self._program = engine.program
+        self._program: Program | CudaProgram
+        if engine.device == "cuda":
+            from polytool.backends.native.cuda.program import CudaProgram
+
+            self._program = CudaProgram(engine.network, engine.weights, engine.timings)
+        else:
+            self._program = engine.program
 
     def infer(self, feeds: Mapping[str, Any], observe: Observe | None = None) -> dict[str, Any]:
         """Run once.
@@ -41,14 +51,23 @@ class ExecutionContext:
             RunnerError: a layer failed.
         """
         arrays = check_feeds(self.engine, feeds)
-        wide = self.engine.mode.wide
-        inputs = [
-            load(a, t.dtype, wide=wide) if isinstance(a, np.ndarray) and t.dtype else a
-            for t, a in zip(self.engine.network.inputs, arrays, strict=True)
-        ]
+        inputs = arrays if self.engine.device == "cuda" else self._stored(arrays)
         with np.errstate(all="ignore"), single_threaded_blas():
             values = self._program.run(inputs, self._watch(observe))
         return self._outputs(values, inputs)
+
+    def _stored(self, arrays: Sequence[Any]) -> list[Any]:
+        """The inputs as the CPU engine stores them."""
+        wide = self.engine.mode.wide
+        return [
+            load(a, t.dtype, wide=wide) if isinstance(a, np.ndarray) and t.dtype else a
+            for t, a in zip(self.engine.network.inputs, arrays, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Free what the context holds on a device."""
+        if self.engine.device == "cuda":
+            self._program.close()  # type: ignore[union-attr]  # a CudaProgram there
 
     def _watch(self, observe: Observe | None) -> Any:
         if observe is None and self.profiler is None:

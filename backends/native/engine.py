@@ -14,6 +14,7 @@ from polytool.backends.native.tactics.base import Mode
 
 if TYPE_CHECKING:
     from polytool.backends.native.context import ExecutionContext
+    from polytool.backends.native.cuda.weights import Weights
 
 
 @dataclass(eq=False)
@@ -43,6 +44,19 @@ class Engine:
     def program(self) -> Program:
         """The plan bound to CPU tactics; built once, used by every context."""
         return Program(self.network, self.mode)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The constants on the GPU; uploaded once, used by every context."""
+        from polytool.backends.native.cuda.weights import Weights
+        from polytool.backends.native.kernels import driver
+
+        return Weights(driver.device())
+
+    @cached_property
+    def timings(self) -> dict[str, list[float]]:
+        """Milliseconds of every alternative that was timed on the GPU, by signature."""
+        return {}
 
     def create_execution_context(self) -> ExecutionContext:
         """A context: what one thread needs to run the engine."""

@@ -84,6 +84,8 @@ class NativeRunner(Observable):
 
     def deactivate(self) -> None:
         """Drop the execution context."""
+        if self.context is not None:
+            self.context.close()
         self.context = None
 
     def infer(self, feeds: Feeds, observe: Observer | None = None) -> Outputs:

@@ -1,0 +1,150 @@
+"""Softmax and normalisations of rows, reductions, pooling."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.kernels.expr import Step, Tree
+from polytool.backends.native.kernels.pool import Pool, Window
+from polytool.backends.native.kernels.reduce import KINDS, Reduce
+from polytool.backends.native.kernels.rows import RowOp
+from polytool.backends.native.network import Layer, Tensor
+from polytool.errors import UnsupportedError
+from polytool.tensors import DType
+
+NHWC = (0, 2, 3, 1)
+
+
+@lowering("Softmax", "LogSoftmax")
+def softmax(rec: Recorder, layer: Layer) -> None:
+    """Over the last axis."""
+    (node,) = layer.nodes
+    (x,) = node.inputs
+    assert x is not None and x.dtype is not None
+    shape = rec.shape(x)
+    if int(node.attrs.get("axis", -1)) % len(shape) != len(shape) - 1 or node.version < 13:
+        raise UnsupportedError("a softmax over another axis than the last")
+    same = Tree((x.dtype,))
+    op = RowOp(node.op.lower(), same, ("full",), same)
+    source = rec.dense(rec.view(x))
+    plan = op.plan(math.prod(shape[:-1]), shape[-1])
+    rec.launch([plan], [source, rec.output(layer.outputs[0])])
+
+
+@lowering("LayerNormalization", "RMSNormalization")
+def normalization(rec: Recorder, layer: Layer) -> None:
+    """Over the last axes, with scale and shift."""
+    (node,) = layer.nodes
+    x, scale, *rest = node.inputs
+    if len(layer.outputs) > 1 or x is None or scale is None or x.dtype is None:
+        raise UnsupportedError("a normalisation that also returns mean or deviation")
+    shape, (output,) = rec.shape(x), layer.outputs
+    axis = int(node.attrs.get("axis", -1)) % len(shape)
+    width = math.prod(shape[axis:])
+    columns: list[Tensor] = [t for t in (scale, *rest) if t is not None]
+    if any(math.prod(rec.shape(t)) != width for t in columns):
+        raise UnsupportedError("a scale that is broadcast")
+    types = [t.dtype or DType.FLOAT for t in columns]
+    assert output.dtype is not None
+    inputs = (DType.FLOAT, *types)
+    steps = [Step.of("Mul", 0, 1, dtype=DType.FLOAT)]
+    if len(columns) > 1:
+        steps.append(Step.of("Add", len(inputs), 2, dtype=DType.FLOAT))
+    if output.dtype is not DType.FLOAT:
+        last = len(inputs) + len(steps) - 1
+        steps.append(Step.of("Cast", last, dtype=output.dtype))
+    mode = "layernorm" if node.op == "LayerNormalization" else "rmsnorm"
+    after = Tree(inputs, tuple(steps))
+    op = RowOp(mode, Tree((x.dtype,)), ("full",), after, ("column",) * len(columns))
+    epsilon = float(node.attrs.get("epsilon", 1e-5))
+    plan = op.plan(math.prod(shape[:axis]), width, epsilon=epsilon)
+    views = [rec.dense(rec.view(t)) for t in (x, *columns)]
+    rec.launch([plan], [*views, rec.output(output)])
+
+
+@lowering(*(op for op in KINDS if op.startswith("Reduce")))
+def reduce(rec: Recorder, layer: Layer) -> None:
+    """A reduction over any axes, of a tensor that may lie in any order."""
+    (node,) = layer.nodes
+    x, axes = [*node.inputs, None][:2]
+    assert x is not None
+    view, (output,) = rec.view(x), layer.outputs
+    rank = len(view.shape)
+    given = rec.attribute(axes)
+    if given is None or not given.size:
+        if node.attrs.get("noop_with_empty_axes", 0):
+            raise UnsupportedError("a reduction over no axes")
+        chosen = tuple(range(rank))
+    else:
+        chosen = tuple(sorted(int(a) % rank for a in given.reshape(-1)))
+    _reduce(rec, node.op, x, output, chosen)
+
+
+@lowering("GlobalAveragePool", "GlobalMaxPool")
+def global_pool(rec: Recorder, layer: Layer) -> None:
+    """A reduction over all spatial axes."""
+    (node,) = layer.nodes
+    (x,) = node.inputs
+    assert x is not None
+    op = "ReduceMean" if node.op == "GlobalAveragePool" else "ReduceMax"
+    _reduce(rec, op, x, layer.outputs[0], tuple(range(2, len(rec.shape(x)))))
+
+
+def _reduce(rec: Recorder, op: str, x: Tensor, output: Tensor, axes: tuple[int, ...]) -> None:
+    view = rec.view(x)
+    if output.dtype is None or view.offset or not view.count:
+        raise UnsupportedError("a reduction of a slice, or of nothing")
+    plan = Reduce(op, view.dtype, output.dtype).plan(view.shape, axes, view.steps)
+    rec.launch([plan], [view, rec.output(output)])
+
+
+@lowering("MaxPool", "AveragePool")
+def pool(rec: Recorder, layer: Layer) -> None:
+    """NHWC where the input lies so."""
+    (node,) = layer.nodes
+    x, (output,) = node.inputs[0], layer.outputs
+    assert x is not None and output.dtype is not None
+    shape, out, a = rec.shape(x), rec.shape(output), node.attrs
+    n = len(shape) - 2
+    if n > 3 or len(layer.outputs) > 1:
+        raise UnsupportedError("a pooling with indices, or over more than three dimensions")
+    kernel = tuple(a["kernel_shape"])
+    strides = tuple(a.get("strides") or (1,) * n)
+    dilations = tuple(a.get("dilations") or (1,) * n)
+    window = Window(
+        kernel, strides, explicit_pads(a, kernel, strides, dilations, shape, out), dilations
+    )
+    view = rec.view(x)
+    last = n == 2 and view.lies_like(NHWC) and shape[1] > 1
+    order = NHWC if last else None
+    counted = bool(a.get("count_include_pad", 0)) and node.op == "AveragePool"
+    op = Pool(node.op, output.dtype, channels_last=last, count_pads=counted)
+    plan = op.plan(shape[0], shape[1], shape[2:], out[2:], window)
+    rec.launch([plan], [rec.dense(view, order), rec.output(output, order)])
+
+
+def explicit_pads(
+    attrs: dict[str, Any],
+    kernel: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+    shape: tuple[int, ...],
+    out: tuple[int, ...],
+) -> tuple[int, ...]:
+    """Explicit pads, ONNX's auto_pad resolved."""
+    mode = attrs.get("auto_pad", "NOTSET")
+    n = len(kernel)
+    if mode in ("NOTSET", ""):
+        return tuple(attrs.get("pads") or (0,) * 2 * n)
+    if mode == "VALID":
+        return (0,) * 2 * n
+    begins, ends = [], []
+    for i in range(n):
+        reach = dilations[i] * (kernel[i] - 1) + 1
+        whole = max(0, (out[2 + i] - 1) * strides[i] + reach - shape[2 + i])
+        less, more = whole // 2, whole - whole // 2
+        begins.append(less if mode == "SAME_UPPER" else more)
+        ends.append(more if mode == "SAME_UPPER" else less)
+    return (*begins, *ends)

@@ -1,0 +1,226 @@
+"""Turning layers into launches for one set of shapes; nothing here touches a device.
+
+A lowering is a function in a module of this package, found by the operator that its layer begins
+with:
+
+    @lowering("Softmax")
+    def softmax(rec: Recorder, layer: Layer) -> None: ...
+
+It asks the recorder for its inputs as views, records plans of kernels, and defines its outputs.
+What it cannot do it refuses with `UnsupportedError`; the layer then runs on the host.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from polytool.backends.native.cuda.buffers import Dims, Storage, View
+from polytool.backends.native.kernels.pointwise import copy
+from polytool.backends.native.kernels.source import C_TYPES, Plan
+from polytool.backends.native.kernels.transpose import Transpose
+from polytool.backends.native.network import Layer, Tensor
+from polytool.backends.native.shapes import ShapePass
+from polytool.errors import UnsupportedError
+from polytool.tensors import DType
+
+Lowering = Callable[["Recorder", Layer], None]
+_lowerings: dict[str, Lowering] = {}
+
+
+def lowering(*ops: str) -> Callable[[Lowering], Lowering]:
+    """Register how layers that begin with one of `ops` run on the GPU."""
+
+    def register(function: Lowering) -> Lowering:
+        _lowerings.update(dict.fromkeys(ops, function))
+        return function
+
+    return register
+
+
+@cache
+def _load() -> None:
+    package = importlib.import_module("polytool.backends.native.cuda")
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name.startswith("lower_"):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def find_lowering(layer: Layer) -> Lowering | None:
+    """How `layer` runs on the GPU, if it does."""
+    _load()
+    node = layer.nodes[0]
+    if node.bodies or node.domain not in ("", "com.microsoft"):
+        return None
+    found = _lowerings.get(node.op)
+    operator = node.operator
+    if found is None and operator is not None and operator.pointwise:
+        return _lowerings.get("pointwise")
+    return found
+
+
+@dataclass
+class Step:
+    """Launches of one layer: alternatives of which the fastest is taken.
+
+    Attributes:
+        views: what the plans' buffers are: inputs, then outputs.
+        writes: how many of them, at the end, are outputs.
+        signature: equal for steps whose timing is the same; None when there is one plan.
+    """
+
+    layer: Layer
+    plans: tuple[Plan, ...]
+    views: tuple[View, ...]
+    writes: int = 1
+    signature: str | None = None
+
+
+@dataclass
+class Recorder:
+    """Collects the steps of a straight line of layers.
+
+    Attributes:
+        shapes: concrete shapes, and host values.
+        views: where each tensor lies by now.
+    """
+
+    shapes: ShapePass
+    steps: list[Step] = field(default_factory=list)
+    views: dict[Tensor, View] = field(default_factory=dict)
+    _layer: Layer | None = None
+    _copies: dict[tuple[View, tuple[int, ...]], View] = field(default_factory=dict)
+
+    def lower(self, layer: Layer) -> None:
+        """Record `layer`.
+
+        Raises:
+            UnsupportedError: it does not run on the GPU with these types and shapes.
+        """
+        function = find_lowering(layer)
+        if function is None:
+            raise UnsupportedError(f"{layer.nodes[0].op} has no GPU kernel")
+        before, self._layer = len(self.steps), layer
+        known = dict(self.views)
+        try:
+            function(self, layer)
+        except UnsupportedError:
+            del self.steps[before:]
+            self.views = known
+            raise
+
+    def view(self, tensor: Tensor) -> View:
+        """Where `tensor` lies; constants and host values become constants on the device."""
+        if tensor not in self.views:
+            if tensor.constant is not None:
+                constant = tensor.constant
+                self.views[tensor] = self.constant(
+                    constant.array, constant.shape, constant.dtype, constant
+                )
+            elif (value := self.shapes.value(tensor)) is not None:
+                array = np.asarray(value)
+                key = ("host", array.dtype.str, array.shape, array.tobytes())
+                self.views[tensor] = self.constant(lambda: array, array.shape, DType.of(array), key)
+            else:
+                raise UnsupportedError(f"{tensor.name!r} is not on the device")
+        return self.views[tensor]
+
+    def shape(self, tensor: Tensor) -> Dims:
+        """The concrete shape of a tensor."""
+        found = self.shapes.shape(tensor)
+        if found is None:
+            raise UnsupportedError(f"the shape of {tensor.name!r} depends on data")
+        return found
+
+    def constant(
+        self, make: Callable[[], np.ndarray], shape: Dims, dtype: DType, key: object
+    ) -> View:
+        """A dense constant; `key` tells equal ones apart from others."""
+        if dtype not in C_TYPES:
+            raise UnsupportedError(f"{dtype.label} has no GPU kernels")
+        view = View.new(dtype, tuple(shape))
+        view.storage.make, view.storage.key = make, key
+        return view
+
+    def define(self, tensor: Tensor, view: View) -> None:
+        """`tensor` lies in `view`."""
+        if view.dtype is not tensor.dtype:
+            raise UnsupportedError(f"{tensor.name!r} is {tensor.dtype}, not {view.dtype}")
+        self.views[tensor] = view
+
+    def output(self, tensor: Tensor, order: Sequence[int] | None = None) -> View:
+        """New memory for `tensor`, dense in the given order of dimensions."""
+        if tensor.dtype is None or tensor.dtype not in C_TYPES:
+            raise UnsupportedError(f"{tensor.name!r} has a type without GPU kernels")
+        view = View.new(tensor.dtype, self.shape(tensor), order)
+        self.define(tensor, view)
+        return view
+
+    def launch(
+        self,
+        plans: Sequence[Plan],
+        views: Sequence[View],
+        *,
+        writes: int = 1,
+        signature: str | None = None,
+    ) -> None:
+        """Record launches; the last `writes` views are written."""
+        assert self._layer is not None
+        self.steps.append(
+            Step(
+                self._layer,
+                tuple(plans),
+                tuple(views),
+                writes,
+                signature if len(plans) > 1 else None,
+            )
+        )
+
+    def dense(self, view: View, order: Sequence[int] | None = None) -> View:
+        """`view` without gaps in this order of dimensions, copied where it lies otherwise."""
+        order = tuple(range(len(view.shape)) if order is None else order)
+        if view.lies_like(order) and not view.offset:
+            return view
+        key = (view, order)
+        if key not in self._copies:
+            target = View.new(view.dtype, view.shape, order)
+            self._copy(view, target, order)
+            self._copies[key] = target
+        return self._copies[key]
+
+    def _copy(self, view: View, target: View, order: tuple[int, ...]) -> None:
+        """By tiles where the source is a transposed dense tensor, else element by element."""
+        moved = view.permuted(order)
+        source = moved.order
+        if view.is_packed and not view.offset:
+            stored = tuple(moved.shape[d] for d in source)
+            back = tuple(source.index(d) for d in range(len(source)))
+            plan = Transpose(view.dtype).plan(stored, back)
+        else:
+            plan = copy(view.dtype).plan(moved.shape, [moved.operand])
+        self.launch([plan], [view.whole, target])
+
+    def attribute(self, tensor: Tensor | None) -> Any:
+        """The value of an input that must be known on the host."""
+        if tensor is None:
+            return None
+        value = self.shapes.value(tensor)
+        if value is None:
+            raise UnsupportedError(f"{tensor.name!r} is not known on the host")
+        return np.asarray(value)
+
+
+def storages(steps: Sequence[Step]) -> dict[Storage, tuple[int, int]]:
+    """The first and the last step that touches each storage."""
+    found: dict[Storage, tuple[int, int]] = {}
+    for index, step in enumerate(steps):
+        for view in step.views:
+            first, _ = found.get(view.storage, (index, index))
+            found[view.storage] = (first, index)
+    return found
