@@ -13,6 +13,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from polytool.backends import registry
@@ -24,7 +25,7 @@ from polytool.comparators.tolerances import Criteria
 from polytool.comparators.verdicts import AGREE, DIFFER, Judgement
 from polytool.errors import PolytoolError, UsageError
 from polytool.model import Model, load
-from polytool.noise import measure_response
+from polytool.noise import NoiseMeter
 from polytool.output_grains import output_grains
 from polytool.postprocess import Step, call, load_function, postprocessed
 from polytool.results import Iteration, Run, RunResults
@@ -150,11 +151,15 @@ class Session:
         names = [name for name in shown if name in made]
         return self.model if set(names) <= set(own) else with_outputs(self.model, names)
 
+    @cached_property
+    def _meter(self) -> NoiseMeter:
+        assert self.feeds is not None
+        return NoiseMeter(self._shown_model(), self.feeds)
+
     def _measure(self, times: float) -> Response:
         """The model's own response to noise; empty where it cannot be measured."""
-        assert self.feeds is not None
         try:
-            return measure_response(self._shown_model(), self.feeds, times)
+            return self._meter.measure(times)
         except PolytoolError as err:
             _LOG.warning("the model's response to noise could not be measured: %s", err)
             return Response("", [], [])

@@ -6,20 +6,23 @@ exporters compute sizes with them, and the scales of Resize.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from polytool.backends.native.builder import engine_from_onnx
+from polytool.backends.native.config import BuilderConfig
+from polytool.backends.native.engine import Engine
+from polytool.backends.native.network import Constant, Tensor
 from polytool.comparators.response import SEEDS, Response, describe, perturb
-from polytool.model import Model, nodes, tensors
 from polytool.tensors import DType
 
 if TYPE_CHECKING:
-    import onnx
-
     from polytool.backends.base import Feeds
+    from polytool.model import Source
 
 # Inputs that must stay exact: noise on them would change shapes, or make the square of a negative
 # number undefined.
@@ -31,67 +34,83 @@ _EXACT: Mapping[str, Sequence[int]] = {
 }
 
 
-def measure_response(model: Model, feeds: Iterable[Feeds], times: float = 1.0) -> Response:
-    """Run `model` on the native engine in fp32: once as it is, and with noise of three seeds.
+class NoiseMeter:
+    """Measures the response of one model on the native engine in fp32, on the CPU.
+
+    The engine is built once; noise goes on its weights, as they are after folding.
 
     Args:
         model: the model.
         feeds: the inputs of each iteration; iterated once for each run.
-        times: how many times 2^-22 the noise is.
 
     Raises:
         PolytoolError: the native engine cannot run it.
     """
-    from polytool.backends.native.runner import NativeRunner
 
-    def run(source: Model, seed: int | None) -> list[dict[str, Any]]:
-        rng = np.random.default_rng(seed)
-        with NativeRunner(source, device="cpu") as runner:
-            return [
-                runner.infer(
-                    feed if seed is None else {k: perturb(v, rng, times) for k, v in feed.items()}
-                )
-                for feed in feeds
-            ]
+    def __init__(self, model: Source, feeds: Iterable[Feeds]) -> None:
+        self._feeds = feeds
+        self._engine = engine_from_onnx(model, BuilderConfig(device="cpu"))
+        self._weights = list(_weights(self._engine))
 
-    return Response(
-        source=describe(times),
-        clean=run(model, None),
-        noisy=[run(with_noise(model, seed, times), seed) for seed in range(SEEDS)],
-    )
+    def measure(self, times: float = 1.0) -> Response:
+        """Outputs without noise, and with that many times 2^-22, with three seeds.
+
+        Raises:
+            RunnerError: the engine failed.
+        """
+        noisy = []
+        for seed in range(SEEDS):
+            rng = np.random.default_rng(seed)
+            with self.noise(seed, times):
+                noisy.append(self._run(lambda v, rng=rng: perturb(v, rng, times)))  # type: ignore[misc]
+        return Response(source=describe(times), clean=self._clean, noisy=noisy)
+
+    @cached_property
+    def _clean(self) -> list[dict[str, Any]]:
+        return self._run(lambda value: value)
+
+    def _run(self, change: Callable[[Any], Any]) -> list[dict[str, Any]]:
+        """The outputs of each iteration, with the weights as they are now."""
+        engine = self._engine
+        context = Engine(
+            engine.name, engine.network, engine.config, engine.device
+        ).create_execution_context()
+        return [context.infer({k: change(v) for k, v in feed.items()}) for feed in self._feeds]
+
+    @contextmanager
+    def noise(self, seed: int, times: float) -> Iterator[None]:
+        """Noise on the weights while the block runs; it is made when a weight is read."""
+        clean = [tensor.constant for tensor in self._weights]
+        for index, (tensor, constant) in enumerate(zip(self._weights, clean, strict=True)):
+            assert constant is not None
+            tensor.constant = _noisy(constant, (seed, 1, index), times)
+        try:
+            yield
+        finally:
+            for tensor, constant in zip(self._weights, clean, strict=True):
+                tensor.constant = constant
 
 
-def with_noise(model: Model, seed: int, times: float = 1.0) -> Model:
-    """A copy of the model whose float weights have relative noise of 2^-22, or times that."""
-    import onnx
+def _noisy(constant: Constant, seed: tuple[int, ...], times: float) -> Constant:
+    def load() -> Any:
+        return perturb(constant.array(), np.random.default_rng(seed), times)
 
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    noisy = model.derive(proto)
-    rng = np.random.default_rng([seed, 1])
-    exact = _exact_tensors(proto)
-    for tensor in tensors(proto):
-        if tensor.name not in exact and _is_noisy(tensor):
-            tensor.CopyFrom(noisy.store(perturb(model.array(tensor), rng, times), tensor.name))
-    return noisy
+    return Constant(constant.dtype, constant.shape, load)
 
 
-def _is_noisy(tensor: onnx.TensorProto) -> bool:
-    wide = tensor.data_type in (DType.FLOAT, DType.DOUBLE)
-    return wide and math.prod(tensor.dims) > 1
-
-
-def _exact_tensors(proto: onnx.ModelProto) -> set[str]:
-    """The weights that stay exact; tensors of Constant nodes get the names of their outputs."""
-    every = [*nodes(proto.graph.node), *(n for f in proto.functions for n in nodes(f.node))]
-    for node in every:
-        if node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    attribute.t.name = node.output[0]
-    return {
-        node.input[index]
-        for node in every
-        for index in _EXACT.get(node.op_type, ())
-        if index < len(node.input)
+def _weights(engine: Engine) -> Iterator[Tensor]:
+    """The float weights that get noise, each once."""
+    nodes = [node for _, layer in engine.network.walk() for node in layer.nodes]
+    exact = {
+        id(node.inputs[index])
+        for node in nodes
+        for index in _EXACT.get(node.op, ())
+        if index < len(node.inputs)
     }
+    read = dict.fromkeys(t for node in nodes for t in node.inputs if t is not None)
+    for tensor in read:
+        constant = tensor.constant
+        if constant is not None and id(tensor) not in exact and constant.size > 1 and (
+            constant.dtype in (DType.FLOAT, DType.DOUBLE)
+        ):  # fmt: skip
+            yield tensor

@@ -10,7 +10,7 @@ from onnx.parser import parse_model
 from polytool.agreement import Request, perform
 from polytool.errors import UsageError
 from polytool.model import load
-from polytool.noise import measure_response, with_noise
+from polytool.noise import NoiseMeter
 from polytool.selection import select_tensors, with_input_shapes
 
 TEXT = """<ir_version: 9, opset_import: ["": 18]>
@@ -139,16 +139,20 @@ def wide():
 
 
 def test_noise_moves_weights_by_its_size_and_spares_exponents():
-    model = wide()
-    values = []
-    for source in (model, with_noise(model, 0), with_noise(model, 1)):
-        weights = {t.name: source.array(t) for t in source.proto.graph.initializer}
-        assert weights["two"] == 2
-        values.append(weights["w"])
-    clean, first, second = values
-    np.testing.assert_allclose(first, clean, rtol=3e-7)
-    assert (first != clean).all()
-    assert not np.array_equal(first, second)
+    meter = NoiseMeter(wide(), [])
+    (weight,) = meter._weights
+    clean = weight.constant.array()
+    seen = []
+    for seed, times in ((0, 1), (1, 1), (0, 10)):
+        with meter.noise(seed, times):
+            moved = weight.constant.array()
+            np.testing.assert_array_equal(moved, weight.constant.array())
+        assert (moved != clean).all()
+        seen.append(moved)
+        np.testing.assert_allclose(moved, clean, rtol=times * 3e-7)
+    assert np.abs(seen[2] - clean).max() > 5 * np.abs(seen[0] - clean).max()
+    assert not np.array_equal(seen[0], seen[1])
+    np.testing.assert_array_equal(weight.constant.array(), clean)
 
 
 def test_noise_spares_constants_that_decide_shapes():
@@ -157,14 +161,14 @@ def test_noise_spares_constants_that_decide_shapes():
     agraph (float[1,1,4,4] x) => (float[n,c,h,w] y)
     { s = Constant<value = float[4] {1, 1, 2, 2}>()  y = Resize(x, , s) }""")
     )
-    response = measure_response(model, [{"x": np.ones((1, 1, 4, 4), np.float32)}])
+    response = NoiseMeter(model, [{"x": np.ones((1, 1, 4, 4), np.float32)}]).measure()
     assert response.clean[0]["y"].shape == (1, 1, 8, 8)
     assert all(run[0]["y"].shape == (1, 1, 8, 8) for run in response.noisy)
 
 
 def test_the_response_of_a_model_is_measured_on_its_inputs():
     feed = {"x": np.linspace(0.1, 1, 128, dtype=np.float32).reshape(2, 64)}
-    response = measure_response(wide(), [feed])
+    response = NoiseMeter(wide(), [feed]).measure()
     assert len(response.noisy) == 3
     for run in response.noisy:
         moved = np.abs(run[0]["y"] - response.clean[0]["y"]) / np.abs(response.clean[0]["y"])
