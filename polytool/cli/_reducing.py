@@ -46,7 +46,9 @@ def run_reduce(
             raise UsageError("--check and runners both say what fails: give one of them")
         outcome = _by_command(check, Path(iter_artifact))
     elif len(runners) == 2:
-        outcome = differ(*runners, {"native": builder.to_options()}, rtol=rtol, atol=atol)
+        first, second = runners
+        options = {"native": builder.to_options()}
+        outcome = differ(first, second, options, rtol=rtol, atol=atol)
     else:
         raise UsageError("reduce needs --check COMMAND, or two runners such as --native --onnxrt")
     data = make_feeds(
