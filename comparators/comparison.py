@@ -267,8 +267,10 @@ class Comparison:
                 )
                 for p in content["pairs"]
             )
-            return cls(pairs, content["settings"])
-        except (KeyError, TypeError, ValueError, AttributeError) as err:
+            found = cls(pairs, content["settings"])
+            found.to_json()  # touches every field
+            return found
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as err:
             raise ModelError(
                 f"{str(path)!r} is no saved comparison: write one with --save-accuracy-results"
             ) from err

@@ -417,9 +417,14 @@ def _quantiles(kept: list[tuple[Array, Array]], quantile: float) -> dict[str, fl
     for name, parts in zip(("abs", "rel"), zip(*kept, strict=True), strict=True):
         values = np.concatenate([p.reshape(-1) for p in parts])
         if values.size:
-            median, other = np.quantile(values, (0.5, quantile))
-            found |= {f"median_{name}": float(median), f"quantile_{name}": float(other)}
+            with np.errstate(invalid="ignore"):  # between a number and infinity, or two infinities
+                median, other = np.quantile(values, (0.5, quantile))
+            found |= {f"median_{name}": _or_inf(median), f"quantile_{name}": _or_inf(other)}
     return found
+
+
+def _or_inf(value: float) -> float:
+    return math.inf if math.isnan(value) else float(value)
 
 
 def max_ulp(a: Array, r: Array) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,11 @@ from polytool.tensors import DType, TensorSpec, as_numpy
 if TYPE_CHECKING:
     import onnx
 
+# What zipfile raises for archives that are damaged, encrypted or of an unknown compression.
+_NOT_A_ZIP = (
+    zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError,
+    RuntimeError,
+)  # fmt: skip
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -98,7 +104,7 @@ def read_npz(path: str) -> dict[str, Any]:
             }
     except FileNotFoundError:
         raise ModelError(f"{path!r} does not exist") from None
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as err:
+    except _NOT_A_ZIP as err:
         raise ModelError(f"{path!r} is no NumPy archive, or is damaged: {err}") from err
 
 

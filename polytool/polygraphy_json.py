@@ -187,7 +187,8 @@ def _array(entry: dict[str, Any]) -> Any:
     else:
         array = read_npy(memoryview(data), "an array")
     if _TRUE_TYPE in entry:
-        array = array.astype(DType.of(entry[_TRUE_TYPE]).numpy)
+        with np.errstate(all="ignore"):
+            array = array.astype(DType.of(entry[_TRUE_TYPE]).numpy)
     return as_numpy(array)
 
 

@@ -1,6 +1,6 @@
 """polytool's own file of values: a safetensors file with an index and one blob an iteration.
 
-    metadata   {"format": "polytool.values", "version": "1"}
+    metadata   {"format": "polytool.values", "version": "1", "index_crc32"}
     "index"    JSON: {"kind", "runs": [{"name", "settings", "iterations": [
                    {"seconds", "crc32", "values": {name: node}}]}]}
     "0/0" ...  the bytes of the arrays of one iteration, each on a multiple of 64
@@ -50,7 +50,7 @@ def write_values(path: StrPath, kind: str, runs: Sequence[Run]) -> None:
         index["runs"].append({"name": run.name, "settings": run.settings, "iterations": stored})
     text = json.dumps(index, default=str, separators=(",", ":")).encode()
     with replacing(path) as fd:
-        write_all(fd, _header({"index": len(text), **sizes}))
+        write_all(fd, _header({"index": len(text), **sizes}, zlib.crc32(text)))
         write_all(fd, text)
         for run in runs:
             for iteration in run:
@@ -76,8 +76,9 @@ class _Blob:
         return [begin, begin + view.nbytes]
 
 
-def _header(sizes: Mapping[str, int]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": {"format": FORMAT, "version": VERSION}}
+def _header(sizes: Mapping[str, int], index_crc32: int) -> bytes:
+    metadata = {"format": FORMAT, "version": VERSION, "index_crc32": str(index_crc32)}
+    entries: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, size in sizes.items():
         entries[name] = {"dtype": "U8", "shape": [size], "data_offsets": [end, end + size]}
@@ -156,6 +157,8 @@ def _parts(view: memoryview, path: StrPath) -> dict[str, memoryview]:
         if not 0 <= begin <= end <= len(data) or entry["dtype"] != "U8":
             raise ValueError(name)
         parts[name] = data[begin:end]
+    if zlib.crc32(parts["index"]) != int(metadata["index_crc32"]):
+        raise ValueError("index")
     return parts
 
 

@@ -152,6 +152,12 @@ def test_strings_are_equal_or_not():
     assert measure(r, r).mismatched == 0
 
 
+def test_quantiles_beside_infinite_relative_errors():
+    found = measure(np.full(4, 1e-9), np.array([0, 0, 0, 1.0]), quantile=0.99)
+    assert found.median_rel == found.quantile_rel == math.inf
+    assert found.median_abs == pytest.approx(1e-9)
+
+
 def test_zero_references():
     assert measure(np.zeros(3), np.zeros(3)).cosine_similarity == 1
     found = measure(np.full(3, 1e-9), np.zeros(3))

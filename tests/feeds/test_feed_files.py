@@ -190,6 +190,40 @@ def test_unusable_files_are_named(tmp_path):
             load_feeds([tmp_path / name], [X])
 
 
+HEADER = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 2), }"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        HEADER.replace(b"}", b"}}"),
+        HEADER.replace(b"(1, 2)", b"(-1, 2)"),
+        HEADER.replace(b"(1, 2)", b"(True, 2)"),
+        HEADER.replace(b"(1, 2)", b"[" * 200),
+        HEADER.replace(b"<f4", b"<q9"),
+        HEADER.replace(b"'<f4'", b"[('a', '|O')]"),
+        HEADER.replace(b"'shape'", b"'form'"),
+        HEADER.replace(b"<f4", b"<U2"),
+        b"3",
+        b"\xff",
+    ],
+)
+def test_a_broken_header_is_refused(tmp_path, header):
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\xff" * 16
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(ModelError, match=r"x\.npy"):
+        load_feeds([tmp_path / "x.npy"], [X])
+
+
+def test_an_archive_that_is_cut_inside_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.ones((1, 2), np.float32))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[28] ^= 0xFF  # the length of an extra field: the data then lie behind the end
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(ModelError, match="is damaged"):
+        load_feeds([tmp_path / "a.npz"], [X])
+
+
 def test_an_npz_holds_one_iteration_of_plain_types(tmp_path):
     with pytest.raises(UsageError, match="one iteration, and there are 3"):
         save_feeds(FEEDS, tmp_path / "a.npz")

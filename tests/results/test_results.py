@@ -135,20 +135,15 @@ def test_every_cut_and_every_flipped_bit_is_noticed(tmp_path):
         path.write_bytes(whole[:size])
         with pytest.raises(ModelError, match=r"damaged|is empty|neither a file of polytool"):
             dict(RunResults.load(path)["r"][0])
-    rng = np.random.default_rng(0)
-    for _ in range(200):
+    for position in range(0, len(whole), 3):
         broken = bytearray(whole)
-        position = int(rng.integers(len(whole)))
-        broken[position] ^= 1 << int(rng.integers(8))
+        broken[position] ^= 1 << position % 8
         path.write_bytes(broken)
         try:
-            outputs = dict(RunResults.load(path)["r"][0])
+            loaded = RunResults.load(path)["r"][0]
         except ModelError:
             continue
-        except KeyError:  # the runner's name itself
-            continue
-        # What is not noticed lies in the JSON: names, shapes, types; the numbers are summed.
-        assert b"\0" * 8 not in whole[max(position - 8, 0) : position + 8] or set(outputs)
+        assert loaded["y"].tolist() == list(range(40)) and loaded["s"].tolist() == ["ab"], position
 
 
 def test_a_file_of_a_later_version_is_refused(tmp_path, results):
