@@ -25,7 +25,6 @@ from polytool.comparators.tolerances import Criteria
 from polytool.comparators.verdicts import AGREE, DIFFER, Judgement
 from polytool.errors import PolytoolError, UsageError
 from polytool.model import Model, load
-from polytool.noise import NoiseMeter
 from polytool.output_grains import output_grains
 from polytool.postprocess import Step, call, load_function, postprocessed
 from polytool.results import Iteration, Run, RunResults
@@ -40,6 +39,7 @@ from polytool.selection import (
 
 if TYPE_CHECKING:
     from polytool.feeds import Feeds as InputData
+    from polytool.noise import NoiseMeter
 
 _LOG = logging.getLogger(__name__)
 
@@ -153,6 +153,8 @@ class Session:
 
     @cached_property
     def _meter(self) -> NoiseMeter:
+        from polytool.noise import NoiseMeter  # only a comparison that is in doubt needs it
+
         assert self.feeds is not None
         return NoiseMeter(self._shown_model(), self.feeds)
 
@@ -251,6 +253,7 @@ def make_runners(request: Request, model: Model | None, notes: list[str]) -> lis
             raise UsageError("outputs are chosen by the ONNX model: give it instead of the engine")
         shown = select_tensors(model, *selected)
         exact = set(shown) <= set(request.outputs) or not (request.outputs or request.output_types)
+        exact = exact and request.engine is None  # an engine is as it was built
     if shown and exact and model is not None:
         model = with_outputs(model, shown)
     runners = [

@@ -122,6 +122,16 @@ def test_a_saved_engine_gives_the_same_outputs(path, tmp_path):
         )
 
 
+@pytest.mark.ort
+def test_tensors_inside_of_a_loaded_engine_are_observed(path, tmp_path):
+    engine = str(tmp_path / "m.engine")
+    perform(Request(path, ("native",), save_engine=engine))
+    session = perform(Request(path, ("native", "onnxrt"), engine=engine, outputs=["c", "y"]))
+    native, onnxrt = (run[0] for run in session.results.values())
+    assert "y" in native
+    assert list(native) == list(onnxrt)
+
+
 def test_saved_results_stand_beside_new_ones(path, tmp_path):
     saved = str(tmp_path / "r.safetensors")
     perform(Request(path, ("native",), save_outputs=saved))

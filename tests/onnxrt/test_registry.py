@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -105,3 +108,50 @@ def test_a_callable_may_say_its_inputs():
 
     negate.inputs = [TensorSpec("x", DType.FLOAT, ("n",))]
     assert as_runner(negate, "mine").inputs[0].name == "x"
+
+
+class FakeTensor:
+    """As much of a torch tensor as the runner needs."""
+
+    def __init__(self, array):
+        self.array = np.asarray(array)
+        self.dtype = f"torch.{self.array.dtype}"
+
+    def detach(self):
+        return self
+
+    def cpu(self):
+        return self
+
+    def numpy(self):
+        return self.array
+
+    resolve_conj = resolve_neg = cpu
+
+
+class FakeModule:
+    """As much of a torch module."""
+
+    def state_dict(self):
+        return {}
+
+    def parameters(self):
+        return iter(())
+
+    def forward(self, x):
+        assert isinstance(x, FakeTensor)
+        return FakeTensor(-x.array)
+
+    __call__ = forward
+
+
+@pytest.mark.parametrize("name", ["x", "input.1"])
+def test_a_pytorch_module_gets_tensors_by_name_or_by_place(monkeypatch, name):
+    torch = types.ModuleType("torch")
+    torch.as_tensor = lambda value, device=None: FakeTensor(value)
+    torch.no_grad = contextlib.nullcontext
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    runner = as_runner(FakeModule(), "torch", MODEL)
+    outputs = runner.infer({name: X})
+    assert type(outputs["y"]) is np.ndarray
+    np.testing.assert_array_equal(outputs["y"], -X)
