@@ -149,7 +149,8 @@ def test_strings_are_written_as_onnxruntime_writes_them(call: Call) -> None:
         (np.array([1.5, -6], ml_dtypes.float8_e4m3fn), DType.UINT8),
     ],
 )
-def test_bits_are_kept(x: Any, to: DType) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "fp64"])
+def test_bits_are_kept(x: Any, to: DType, precision: str) -> None:
     source = DType.of(x)
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("BitCast", ["x"], ["y"], to=int(to))],
@@ -159,7 +160,7 @@ def test_bits_are_kept(x: Any, to: DType) -> None:
     )
     opsets = [onnx.helper.make_opsetid("", 26)]
     model = onnx.helper.make_model(graph, opset_imports=opsets)
-    with polytool.runner("native", model) as runner:
+    with polytool.runner("native", model, precision=precision) as runner:
         result = runner.infer({"x": x})["y"]
     bits = np.uint16 if source.bits == 16 else np.uint32 if source.bits == 32 else np.uint8
     mask = (1 << source.bits) - 1

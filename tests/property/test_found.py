@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+import polytool
 from tests.property.agreement import agree
 
 pytestmark = pytest.mark.ort
@@ -30,3 +31,14 @@ def test_a_mask_that_broadcasts_over_the_keys(shape: tuple[int, ...], dims: str)
         {{ s = MatMul(q, k) a = Add(s, m) p = Softmax(a) y = MatMul(p, v) }}"""
     feeds = {"q": normal(2, 3, 4, 5), "k": normal(2, 3, 5, 6), "v": normal(2, 3, 6, 4)}
     assert agree(model(graph), feeds | {"m": normal(*shape)})
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_sequences_keep_their_type_in_reduced_precision(precision: str) -> None:
+    graph = "g (float[3] x) => (seq(float[3]) s) { y = Exp(x) s = SequenceConstruct(y, x) }"
+    x = normal(3)
+    with polytool.runner("native", model(graph), precision=precision) as runner:
+        first, second = runner.infer({"x": x})["s"]
+    assert first.dtype == second.dtype == np.float32
+    np.testing.assert_allclose(first, np.exp(x), 1e-2)
+    np.testing.assert_array_equal(second, x)

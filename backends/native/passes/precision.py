@@ -5,7 +5,8 @@
 Types that the model declares otherwise (float64, its own float16 ...) are honoured. What stays in
 float32: the network's own inputs and outputs and those of If, Loop and Scan, values on the host
 (shape arithmetic), inputs whose ONNX type is float32 only (Resize's scales, NonMaxSuppression),
-quantising operators, and Casts that the model itself contains. Runs before any fusion.
+quantising operators, sequences and optionals, Casts and BitCasts that the model itself contains.
+Runs before any fusion.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from polytool.backends.native.types import lowerable
 from polytool.tensors import DType
 
 _KEPT = frozenset(
-    {"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Range"}
+    {
+        *("Cast", "CastLike", "BitCast", "Range"),
+        *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+    }
 )
 _LOOKED_AT = 1 << 16  # elements of a constant up to which the builder reads it
 
@@ -123,6 +127,8 @@ class _Lowering:
         if layer.outputs and all(t.place == "host" for t in layer.outputs):
             return True
         tensors = [t for t in (*node.inputs, *node.outputs) if t is not None]
+        if any(t.container != "tensor" for t in tensors):
+            return True
         return not any(t.dtype is DType.FLOAT for t in tensors)
 
     def dequantises(self, node: Node) -> bool:
