@@ -256,7 +256,7 @@ class DepthwisePlan:
         work = per_channel * channels * segment * self._multiplier * images
         parts = [(0, channels)]
         if work > _SMALL:
-            parts = blocks_of(channels, max(1, (1 << 17) // max(1, per_channel)))
+            parts = blocks_of(channels, max(1, (1 << 18) // max(1, per_channel)))
         self._blocks = [(n, a, b) for n in range(images) for a, b in parts]
         self._small = work <= _SMALL
 
