@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from polytool.backends.native.kernels import attention, gemm, launch, pool, rows
+from polytool.backends.native.kernels import attention, gemm, gemm_wide, launch, pool, rows
 from polytool.backends.native.kernels.expr import Step, Tree
 from polytool.backends.native.kernels.pointwise import Operand, Pointwise
 from polytool.backends.native.kernels.reduce import Reduce
@@ -54,7 +54,12 @@ class Network:
 
     def own(self, epilogue: gemm.Epilogue, problem: gemm.Problem) -> list[Choice]:
         found = gemm.candidates(H, epilogue, problem, self.device.device.multiprocessors)
-        return [self.kernel(f"own {g.tile} k{s}", g.plan(problem, s)) for g, s in found]
+        choices = [self.kernel(f"own {g.tile} k{s}", g.plan(problem, s)) for g, s in found]
+        if isinstance(problem, gemm.Matrix):
+            for w in gemm_wide.candidates(H, epilogue, problem):
+                label = f"wide {w.columns} c{w.cluster}"
+                choices.append(self.kernel(label, w.plan(problem)))
+        return choices
 
     def gemm(
         self,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from polytool.backends.native.kernels import driver, launch
-from polytool.backends.native.kernels.source import Buffer, Kernel, Plan
+from polytool.backends.native.kernels.source import Buffer, Kernel, Plan, TensorMap
 
 _FLAGS = ("-std=c++17", "-O1", "-w", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off")
 _SHARED = ("-shared", "-fno-gnu-unique", "-Wl,-Bsymbolic")  # kernels must not share statics
@@ -65,6 +65,11 @@ class Emulator:
             for arg in call.args:
                 if isinstance(arg, Buffer):
                     values.append(ctypes.c_void_p(held[arg.index].ctypes.data + arg.offset))
+                elif isinstance(arg, TensorMap):
+                    item = arg.dtype.numpy.itemsize
+                    words = (held[arg.index].ctypes.data, arg.rows, arg.columns, arg.pitch, item)
+                    words += (arg.box_rows, arg.box_columns)
+                    values.append((ctypes.c_ulonglong * 16)(*words))
                 else:
                     values.append(arg)
             pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))

@@ -18,6 +18,7 @@ using std::min;
 #define DEVICE inline
 #define __device__
 #define __forceinline__ inline
+#define __grid_constant__
 #define __shared__ static
 #define __align__(n) __attribute__((aligned(n)))
 #define GLOBAL(name, threads) extern "C" void name
@@ -41,7 +42,7 @@ emu_switch:
 )");
 
 namespace emu {
-enum State { READY, BLOCK, WARP, CLUSTER, DONE };
+enum State { READY, SPIN, BLOCK, WARP, CLUSTER, DONE };
 struct Copy { void* to; const void* from; bool valid; int group; };
 struct Fibre {
     void* sp;
@@ -60,6 +61,7 @@ inline Fibre* current;
 inline void* scheduler;
 inline bool late;
 inline int cluster_size, block_threads;
+inline long events;  // what a spinning thread may be waiting for
 inline void (*entry)();
 
 inline unsigned char* shared_base() {
@@ -114,13 +116,15 @@ inline int run_cluster() {
     }
     for (;;) {
         bool running = false, done = true;
+        long before = events;
         for (size_t i = 0; i < fibres.size(); i++) {
             Fibre& f = fibres[late ? fibres.size() - 1 - i : i];
             if (f.state == READY) { running = true; resume(f); }
+            else if (f.state == SPIN) resume(f);
         }
         for (auto& f : fibres) done &= f.state == DONE;
         if (done) return 0;
-        if (!release() && !running) { fprintf(stderr, "deadlock\n"); return 1; }
+        if (!release() && !running && events == before) { fprintf(stderr, "deadlock\n"); return 1; }
     }
 }
 inline int launch(dim3 grid, dim3 block, int cluster, int bytes, bool deferred, void (*f)()) {
@@ -300,6 +304,48 @@ struct bfloat_t;
     inline u32 round_tf32(u32 b) { return (b + 0x1000u) & ~0x1fffu; }                             \
     inline u32 pack_half(float low, float high) { return (u32)to_half(high).bits << 16 | to_half(low).bits; } \
     inline u32 pack_bfloat(float low, float high) { return (u32)to_bfloat(high).bits << 16 | to_bfloat(low).bits; } \
+    struct tensor_map { u64 at, rows, columns, pitch, item, box_rows, box_columns, rest[9]; };    \
+    struct arrivals { int16_t count, pending; int32_t bytes : 24; u32 phase : 8; };               \
+    inline u64* peer(u64* b, u32 rank) {                                                          \
+        size_t offset = (unsigned char*)b - emu::shared_base();                                   \
+        int self = emu::current->cta;                                                             \
+        emu::current->cta = rank;                                                                 \
+        unsigned char* base = emu::shared_base();                                                 \
+        emu::current->cta = self;                                                                 \
+        return (u64*)(base + offset);                                                             \
+    }                                                                                             \
+    inline void settle(u64* b) {                                                                  \
+        arrivals& x = *(arrivals*)b;                                                              \
+        emu::events++;                                                                            \
+        if (x.pending == 0 && x.bytes == 0) { x.phase ^= 1; x.pending = x.count; }                \
+    }                                                                                             \
+    inline void barrier_init(u64* b, u32 n) { *(arrivals*)b = {(int16_t)n, (int16_t)n, 0, 0}; }   \
+    inline void barrier_publish() {}                                                              \
+    inline void barrier_expect(u64* b, u32 bytes) {                                               \
+        ((arrivals*)b)->bytes += bytes; ((arrivals*)b)->pending--; settle(b);                     \
+    }                                                                                             \
+    inline void barrier_arrive(u64* b, u32 rank) { u64* p = peer(b, rank); ((arrivals*)p)->pending--; settle(p); } \
+    inline void barrier_wait(u64* b, u32 parity) {                                                \
+        while (((arrivals*)b)->phase == parity) emu::pause(emu::SPIN);                            \
+    }                                                                                             \
+    template <int BLOCKS> void load_box(void* to, const tensor_map* m, int x, int y, u64* b) {    \
+        for (int r = 0; r < BLOCKS; r++) {                                                        \
+            char* base = (char*)(BLOCKS > 1 ? (void*)peer((u64*)to, r) : to);                     \
+            for (u64 i = 0; i < m->box_rows; i++)                                                 \
+                for (u64 j = 0; j < m->box_columns; j++) {                                        \
+                    uintptr_t p = (uintptr_t)base + i * 128 + j * m->item;                        \
+                    void* q = (void*)(p ^ ((p >> 3) & 0x70));                                     \
+                    if (y + i < m->rows && x + j < m->columns)                                    \
+                        memcpy(q, (char*)m->at + ((y + i) * m->pitch + x + j) * m->item, m->item); \
+                    else memset(q, 0, m->item);                                                   \
+                }                                                                                 \
+            u64* p = BLOCKS > 1 ? peer(b, r) : b;                                                 \
+            ((arrivals*)p)->bytes -= m->box_rows * m->box_columns * m->item;                      \
+            settle(p);                                                                            \
+        }                                                                                         \
+    }                                                                                             \
+    template <int N> void more_registers() {}                                                     \
+    template <int N> void fewer_registers() {}                                                    \
     inline u32 cluster_rank() { return emu::current->cta; }                                       \
     inline void cluster_sync() { emu::pause(emu::CLUSTER); }                                      \
     inline float4 cluster_load(const float* mine, u32 rank) {                                     \

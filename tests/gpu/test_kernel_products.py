@@ -5,7 +5,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from polytool.backends.native.kernels import attention, direct, gemm
+from polytool.backends.native.kernels import attention, direct, gemm, gemm_wide
 from polytool.backends.native.kernels.expr import Step, Tree
 from polytool.backends.native.kernels.transpose import PackImage
 from polytool.tensors import DType
@@ -62,6 +62,18 @@ def test_gemm_with_bias_residual_and_relu(run_plan, rng, tile, m, n, k, split):
     bias, out = rng.standard_normal(n).astype("f2"), np.full((m, n), np.nan, "f2")
     plan = gemm.Gemm(H, BIAS_ADD_RELU, tile).plan(gemm.Matrix(m, n, k), split)
     run_plan(plan, [a, b, bias, residual, out])
+    assert error(out, np.maximum(a.astype("f8") @ b.T.astype("f8") + bias + residual, 0)) < 3e-4
+
+
+@pytest.mark.parametrize(
+    ("columns", "cluster", "m", "n", "k", "blocks"),
+    [(256, 2, 300, 264, 136, 2), (192, 1, 130, 200, 600, 1), (128, 2, 520, 136, 64, 4)],
+)
+def test_wide_gemm_with_bias_residual_and_relu(run_plan, rng, columns, cluster, m, n, k, blocks):
+    a, b, residual = (rng.standard_normal(s).astype("f2") for s in ((m, k), (n, k), (m, n)))
+    bias, out = rng.standard_normal(n).astype("f2"), np.full((m, n), np.nan, "f2")
+    op = gemm_wide.WideGemm(H, BIAS_ADD_RELU, columns, cluster)
+    run_plan(op.plan(gemm.Matrix(m, n, k), blocks), [a, b, bias, residual, out])
     assert error(out, np.maximum(a.astype("f8") @ b.T.astype("f8") + bias + residual, 0)) < 3e-4
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from polytool.backends.native.kernels import compiler, driver
-from polytool.backends.native.kernels.source import Buffer, Call, Kernel, Plan
+from polytool.backends.native.kernels.source import Buffer, Call, Kernel, Plan, TensorMap
 from polytool.errors import RunnerError
+from polytool.tensors import DType
 
 _CLUSTER, _PROGRAMMATIC = 4, 6
 _MAX_DYNAMIC_SHARED = 8
@@ -100,14 +101,17 @@ def prepare(
         )
     values: list[Any] = []
     for arg in call.args:
-        if not isinstance(arg, Buffer):
+        if not isinstance(arg, Buffer | TensorMap):
             values.append(arg)
             continue
         if arg.index >= len(addresses):
             raise RunnerError(
                 f"kernel {call.kernel.name} wants buffer {arg.index}, {len(addresses)} are given"
             )
-        values.append(ctypes.c_void_p(addresses[arg.index] + arg.offset))
+        if isinstance(arg, TensorMap):
+            values.append(_encode(arg, addresses[arg.index]))
+        else:
+            values.append(ctypes.c_void_p(addresses[arg.index] + arg.offset))
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
     wanted = []
     if call.cluster > 1:
@@ -124,6 +128,34 @@ def prepare(
         len(wanted),
     )
     return Launch(call.kernel.name, handle, config, tuple(values), pointers, attributes)
+
+
+_MAP_TYPES = {DType.INT8: 0, DType.FLOAT16: 6, DType.FLOAT: 7, DType.BFLOAT16: 9}
+_SWIZZLE_128, _PROMOTE_256 = 3, 3
+
+
+def _encode(arg: TensorMap, address: int) -> ctypes.Array[ctypes.c_ulonglong]:
+    """The 128 bytes that the hardware reads."""
+    raw = (ctypes.c_ulonglong * 32)()
+    skip = -ctypes.addressof(raw) % 64 // 8
+    aligned = (ctypes.c_ulonglong * 16).from_buffer(raw, skip * 8)
+    item = arg.dtype.numpy.itemsize
+    driver.call(
+        "cuTensorMapEncodeTiled",
+        aligned,
+        ctypes.c_int(_MAP_TYPES[arg.dtype]),
+        ctypes.c_uint(2),
+        address,
+        (ctypes.c_ulonglong * 2)(arg.columns, arg.rows),
+        (ctypes.c_ulonglong * 1)(arg.pitch * item),
+        (ctypes.c_uint * 2)(arg.box_columns, arg.box_rows),
+        (ctypes.c_uint * 2)(1, 1),
+        ctypes.c_int(0),
+        ctypes.c_int(_SWIZZLE_128),
+        ctypes.c_int(_PROMOTE_256),
+        ctypes.c_int(0),
+    )
+    return aligned
 
 
 def prepare_plan(

@@ -92,8 +92,28 @@ class Buffer:
     offset: int = 0
 
 
+@dataclass(frozen=True)
+class TensorMap:
+    """A launch argument that describes boxes of a row-major matrix, in the 128-byte swizzle.
+
+    Attributes:
+        index: of the buffer that holds the matrix.
+        pitch: elements from row to row.
+        box_rows: rows of a box, at most 256.
+        box_columns: elements of its rows, 128 bytes.
+    """
+
+    index: int
+    dtype: DType
+    rows: int
+    columns: int
+    pitch: int
+    box_rows: int
+    box_columns: int
+
+
 Argument = Any
-"""A `Buffer`, or a ctypes scalar, structure or array."""
+"""A `Buffer`, a `TensorMap`, or a ctypes scalar, structure or array."""
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,37 @@ DEVICE u64 matrix_descriptor(const void* p) {
 }
 DEVICE float exp2_fast(float v) { float r; asm("ex2.approx.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }
 DEVICE float reciprocal_fast(float v) { float r; asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }
+// transfers of whole boxes, and barriers in shared memory that count their bytes
+struct __align__(64) tensor_map { u64 opaque[16]; };
+DEVICE void barrier_init(u64* b, u32 arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(shared_address(b)), "r"(arrivals) : "memory");
+}
+DEVICE void barrier_publish() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+DEVICE void barrier_expect(u64* b, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(shared_address(b)), "r"(bytes) : "memory");
+}
+DEVICE void barrier_arrive(u64* b, u32 rank) {
+    asm volatile("{\n.reg .b32 a;\nmapa.shared::cluster.u32 a, %0, %1;\n"
+                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [a];\n}" :: "r"(shared_address(b)), "r"(rank) : "memory");
+}
+DEVICE void barrier_wait(u64* b, u32 parity) {
+    asm volatile("{\n.reg .pred p;\nAGAIN:\n"
+                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n"
+                 "@p bra DONE;\nbra AGAIN;\nDONE:\n}" :: "r"(shared_address(b)), "r"(parity) : "memory");
+}
+// a box at column x, row y of the map to the same place in every block of `blocks`
+template <int BLOCKS> DEVICE void load_box(void* to, const tensor_map* map, int x, int y, u64* b) {
+    if (BLOCKS == 1)
+        asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+                     :: "r"(shared_address(to)), "l"(map), "r"(x), "r"(y), "r"(shared_address(b)) : "memory");
+    else
+        asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+                     " [%0], [%1, {%2, %3}], [%4], %5;"
+                     :: "r"(shared_address(to)), "l"(map), "r"(x), "r"(y), "r"(shared_address(b)),
+                        "h"((u16)((1 << BLOCKS) - 1)) : "memory");
+}
+template <int N> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N)); }
+template <int N> DEVICE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N)); }
 DEVICE u32 cluster_rank() { u32 r; asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
 DEVICE void cluster_sync() { asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 DEVICE float4 cluster_load(const float* mine, u32 rank) {

@@ -1,0 +1,115 @@
+// D = epilogue(A B^T) for large problems: A [m, k], B [n, k], k contiguous. Blocks stay for many
+// tiles. One warp fetches boxes by descriptor, two warpgroups multiply 64 rows each; the blocks of a
+// cluster take neighbouring rows of tiles and share B, each fetching its part for all.
+//
+// Macros: T_IN, T_OUT, ACC, MMA, BN, STAGES, CLUSTER, VEC (8).
+struct wide_shape { int m, n, slices, groups_m, tiles; i64 ldd; };
+
+#define BM 128
+#define BK (128 / (int)sizeof(T_IN))
+#define STAGE_BYTES ((BM + BN) * 128)
+#define PITCH 40
+#define STAGING (16 * PITCH)
+
+GLOBAL(KERNEL, 384)(const __grid_constant__ tensor_map a, const __grid_constant__ tensor_map b, T_OUT* d, wide_shape g EPILOGUE_PARAMS) {
+    DYNAMIC_SHARED(shared);
+    release_successor();
+    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+    const int rank = CLUSTER > 1 ? (int)cluster_rank() : 0;
+    const int first = blockIdx.z / CLUSTER, step = gridDim.z / CLUSTER;
+    float* staging = (float*)(shared + STAGES * STAGE_BYTES);
+    u64* full = (u64*)(staging + 8 * STAGING);
+    u64* empty = full + STAGES;
+    if (tid == 0) {
+        for (int i = 0; i < STAGES; i++) {
+            barrier_init(full + i, 1);
+            barrier_init(empty + i, 2 * CLUSTER);
+        }
+        barrier_publish();
+    }
+    __syncthreads();
+    if (CLUSTER > 1) cluster_sync();
+
+    if (warp < 4) {
+        fewer_registers<40>();
+        if (tid == 0) {
+            wait_predecessor();
+            u32 count = 0;
+            for (int t = first; t < g.tiles; t += step) {
+                const int m0 = (t % g.groups_m * CLUSTER + rank) * BM, n0 = t / g.groups_m * BN + rank * (BN / CLUSTER);
+                for (int slice = 0; slice < g.slices; slice++, count++) {
+                    const u32 stage = count % STAGES;
+                    unsigned char* tile = shared + stage * STAGE_BYTES;
+                    barrier_wait(empty + stage, (count / STAGES & 1) ^ 1);
+                    barrier_expect(full + stage, STAGE_BYTES);
+                    load_box<1>(tile, &a, slice * BK, m0, full + stage);
+                    load_box<CLUSTER>(tile + BM * 128 + rank * (BN / CLUSTER) * 128, &b, slice * BK, n0, full + stage);
+                }
+            }
+        }
+        __syncwarp();
+    } else {
+        more_registers<232>();
+        const int group = warp / 4 - 1;
+        float* own = staging + (warp - 4) * STAGING;
+        u32 count = 0;
+        wait_predecessor();
+        for (int t = first; t < g.tiles; t += step) {
+            ACC acc[BN / 8][4] = {};
+#pragma unroll 1
+            for (int slice = 0; slice < g.slices; slice++, count++) {
+                const u32 stage = count % STAGES;
+                unsigned char* tile = shared + stage * STAGE_BYTES;
+                barrier_wait(full + stage, count / STAGES & 1);
+                group_begin();
+#pragma unroll
+                for (int k = 0; k < 4; k++) MMA(acc, tile + group * 8192 + k * 32, tile + BM * 128 + k * 32);
+                group_commit();
+                group_wait<1>();
+                if (slice && (tid & 127) < CLUSTER) barrier_arrive(empty + (count - 1) % STAGES, tid & 127);
+            }
+            group_wait<0>();
+#pragma unroll
+            for (int j = 0; j < BN / 8; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) pin(acc[j][e]);
+            if ((tid & 127) < CLUSTER) barrier_arrive(empty + (count - 1) % STAGES, tid & 127);
+
+            const int m0 = (t % g.groups_m * CLUSTER + rank) * BM + group * 64 + warp % 4 * 16, n0 = t / g.groups_m * BN;
+            // two rows of eight columns a lane and part of 32 columns
+            const int row = lane >> 2, col = (lane & 3) * 8;
+            operands held[2];
+            auto fetch_part = [&](int part) {
+#pragma unroll
+                for (int u = 0; u < 2; u++)
+                    if (m0 + row + u * 8 < g.m && n0 + part * 32 + col < g.n)
+                        fetch(held[u], (i64)(m0 + row + u * 8) * g.ldd + n0 + part * 32 + col, m0 + row + u * 8 EPILOGUE_ARGS);
+            };
+            fetch_part(0);
+#pragma unroll
+            for (int part = 0; part < BN / 32; part++) {
+                __syncwarp();
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+#pragma unroll
+                    for (int half = 0; half < 2; half++) {
+                        pack<ACC, 2> pair = {{acc[part * 4 + j][half * 2], acc[part * 4 + j][half * 2 + 1]}};
+                        store_pack<ACC, 2>((ACC*)own + (row + half * 8) * PITCH + j * 8 + (lane & 3) * 2, pair);
+                    }
+                __syncwarp();
+                pack<T_OUT, 8> out[2];
+#pragma unroll
+                for (int u = 0; u < 2; u++) {
+                    pack<ACC, 8> sum = load_pack<ACC, 8>((ACC*)own + (row + u * 8) * PITCH + col);
+                    epilogue(sum.at, held[u], nullptr, 0, min(n0 + part * 32 + col, g.n - 8), out[u] EPILOGUE_ARGS);
+                }
+                if (part + 1 < BN / 32) fetch_part(part + 1);
+#pragma unroll
+                for (int u = 0; u < 2; u++)
+                    if (m0 + row + u * 8 < g.m && n0 + part * 32 + col < g.n)
+                        store_pack<T_OUT, 8>(d + (i64)(m0 + row + u * 8) * g.ldd + n0 + part * 32 + col, out[u]);
+            }
+        }
+    }
+    if (CLUSTER > 1) cluster_sync();  // nobody leaves while others still write to it
+}
