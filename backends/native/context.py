@@ -116,14 +116,13 @@ def check_feeds(engine: Engine, feeds: Mapping[str, Any]) -> list[Any]:
         UsageError: a name, dtype, rank or dimension is not what the engine expects.
     """
     tensors = engine.network.inputs
-    expected = ", ".join(str(t.spec) for t in tensors) or "none"
-    names = [t.name for t in tensors]
-    unknown = sorted(set(feeds) - set(names))
+    unknown = sorted(set(feeds).difference(t.name for t in tensors))
     missing = [t.name for t in tensors if t.name not in feeds and t.container != "optional"]
     if unknown or missing:
         wrong = [f"unknown input {n!r}" for n in unknown] + [
             f"missing input {n!r}" for n in missing
         ]
+        expected = ", ".join(str(t.spec) for t in tensors) or "none"
         raise UsageError(f"{'; '.join(wrong)}; {engine.name} expects {expected}")
     arrays = [_check(engine, t, feeds.get(t.name)) for t in tensors]
     if engine.config.profiles:
@@ -138,18 +137,20 @@ def _check(engine: Engine, tensor: Tensor, value: Any) -> Any:
     if tensor.container != "tensor" and (value is None or isinstance(value, (list, dict))):
         return value
     array = to_numpy(value)
-    expected = f"{engine.name} expects {tensor.spec}"
     if tensor.dtype is not None:
         found = DType.of(array)
         if found is DType.STRING and array.dtype != object:
             array = array.astype(object)
         if found is not tensor.dtype:
-            raise UsageError(f"input {tensor.name!r} is {found.label}; {expected}")
+            raise UsageError(
+                f"input {tensor.name!r} is {found.label}; {engine.name} expects {tensor.spec}"
+            )
     if tensor.shape is None:
         return array
     if array.ndim != len(tensor.shape):
         raise UsageError(
-            f"input {tensor.name!r} has shape {list(array.shape)}, rank {array.ndim}; {expected}"
+            f"input {tensor.name!r} has shape {list(array.shape)}, rank {array.ndim}; "
+            f"{engine.name} expects {tensor.spec}"
         )
     for axis, (size, dim) in enumerate(zip(array.shape, tensor.shape, strict=True)):
         if isinstance(dim, int) and size != dim:
