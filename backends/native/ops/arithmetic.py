@@ -43,7 +43,13 @@ def div(xp: Any, a: Array, b: Array) -> Array:
 @op("Mod", since=10, pointwise=True)
 def mod(xp: Any, a: Array, b: Array, *, fmod: int = 0) -> Array:
     """The remainder of `a / b` with the sign of `b`, or, with `fmod`, of `a`."""
-    return xp.asarray(xp.fmod(a, b) if fmod else xp.remainder(a, b))
+    if fmod:
+        return xp.asarray(xp.fmod(a, b))
+    if xp is np or a.dtype.kind != "f":
+        return xp.asarray(xp.remainder(a, b))
+    rest = xp.fmod(a, b)  # CuPy's remainder is NaN where an operand is infinite
+    rest = xp.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest)
+    return xp.where(rest == 0, xp.copysign(rest, b), rest)
 
 
 @op("Pow", since=7, pointwise=True)

@@ -88,7 +88,7 @@ def reduce_max(xp: Any, x: Array, axes: Axes, keepdims: bool) -> Any:
     """The maximum along `axes`; the lowest value of the type where there is nothing."""
     if x.size:
         return x.max(axis=axes, keepdims=keepdims)
-    return x.max(axis=axes, keepdims=keepdims, initial=_bounds(x)[0])
+    return xp.full(_reduced(x.shape, axes, keepdims), _bounds(x)[0], x.dtype)
 
 
 @reduction("ReduceMin", exact=True)
@@ -96,7 +96,7 @@ def reduce_min(xp: Any, x: Array, axes: Axes, keepdims: bool) -> Any:
     """The minimum along `axes`; the highest value of the type where there is nothing."""
     if x.size:
         return x.min(axis=axes, keepdims=keepdims)
-    return x.min(axis=axes, keepdims=keepdims, initial=_bounds(x)[1])
+    return xp.full(_reduced(x.shape, axes, keepdims), _bounds(x)[1], x.dtype)
 
 
 def _bounds(x: Array) -> tuple[Any, Any]:
@@ -139,7 +139,9 @@ def reduce_log_sum(xp: Any, x: Array, axes: Axes, keepdims: bool) -> Any:
 def reduce_log_sum_exp(xp: Any, x: Array, axes: Axes, keepdims: bool) -> Any:
     """The logarithm of the sum of exponentials along `axes`, without overflow."""
     kept = x if x.dtype.kind == "f" else x.astype(np.float64)
-    top = kept.max(axis=axes, keepdims=True, initial=-math.inf)
+    if not x.size:
+        return xp.full(_reduced(x.shape, axes, keepdims), -math.inf, kept.dtype).astype(x.dtype)
+    top = kept.max(axis=axes, keepdims=True)
     top = xp.where(xp.isfinite(top), top, kept.dtype.type(0))
     total = xp.exp(kept - top).sum(axis=axes, keepdims=True)
     result = xp.log(total) + top
