@@ -12,6 +12,8 @@ _HOMES = {
     "Port": "polytool.surgeon.extraction",
     "extract": "polytool.surgeon.extraction",
     "insert": "polytool.surgeon.extraction",
+    "bound_shapes": "polytool.surgeon.bounding",
+    "list_dds": "polytool.surgeon.bounding",
     "inspect_sparsity": "polytool.surgeon.sparsity",
     "Lint": "polytool.surgeon.linting",
     "lint": "polytool.surgeon.linting",

@@ -18,8 +18,6 @@ from polytool.model import Model
 from polytool.surgeon.types import Type
 from polytool.tensors import DType
 
-_MAX_DEPTH = 64
-
 
 class Value:
     """A tensor, sequence or optional: what a graph input, an initializer or a node defines.
@@ -80,9 +78,11 @@ class Value:
         return [user for user in self.users if isinstance(user, Node)]
 
     def add_user(self, user: Node | Graph) -> None:
+        """Count one more use."""
         self.users[user] = self.users.get(user, 0) + 1
 
     def drop_user(self, user: Node | Graph) -> None:
+        """Count one use less."""
         left = self.users[user] - 1
         if left:
             self.users[user] = left
@@ -245,7 +245,7 @@ class Graph:
 
     @property
     def is_body(self) -> bool:
-        """Whether this is a body of If, Loop or Scan."""
+        """Whether this is a body of a node."""
         return self.parent is not None
 
     @property
@@ -378,8 +378,6 @@ class Graph:
             and all(user is self or isinstance(user, Node) for user in old.users)
         )
 
-    # --- order
-
     def sort(self) -> bool:
         """Put the nodes, here and in bodies, into topological order; stable.
 
@@ -389,51 +387,9 @@ class Graph:
         Raises:
             ModelError: the nodes form a cycle.
         """
-        self.compact()
-        changed = False
-        for node in self.nodes:
-            for body in node.bodies.values():
-                changed |= body.sort()
-        seen: set[Node] = set()
-        for node in self.nodes:
-            if any(p not in seen for p in self._needs(node)):
-                break
-            seen.add(node)
-        else:
-            return changed
-        self.nodes = self._ordered()
-        return True
+        from polytool.surgeon.order import sort
 
-    def _needs(self, node: Node) -> Iterator[Node]:
-        for value in node.reads():
-            if value.graph is self and value.producer is not None:
-                yield value.producer
-
-    def _ordered(self) -> list[Node]:
-        order: list[Node] = []
-        state: dict[Node, int] = {}
-        for root in self.nodes:
-            stack = [root]
-            while stack:
-                node = stack[-1]
-                if state.get(node) is None:
-                    state[node] = 1
-                    pending = list(
-                        dict.fromkeys(
-                            p for p in self._needs(node) if p not in state or state[p] == 1
-                        )
-                    )
-                    if any(state.get(p) == 1 for p in pending):
-                        raise ModelError(
-                            f"the graph has a cycle through node {node.label!r}: re-export it"
-                        )
-                    stack.extend(reversed(pending))
-                else:
-                    stack.pop()
-                    if state[node] == 1:
-                        state[node] = 2
-                        order.append(node)
-        return order
+        return sort(self)
 
 
 class Workspace:

@@ -8,8 +8,9 @@ from typing import Any
 
 from polytool.errors import ModelError
 from polytool.model import Source, load
-from polytool.surgeon.graph import Graph, Node, Workspace
+from polytool.surgeon.graph import Node, Workspace
 from polytool.surgeon.infer import infer
+from polytool.surgeon.order import named_graphs
 from polytool.surgeon.report import Report
 
 EXCEPTION, WARNING, INFO = "exception", "warning", "info"
@@ -137,20 +138,6 @@ def lint(
     loads = check_run(workspace, paths, found, feeds, providers)
     check_nodes(workspace, paths, found, loads=loads)
     return found
-
-
-def named_graphs(workspace: Workspace) -> Iterable[tuple[Graph, str]]:
-    """Every graph, and a prefix for the labels of its nodes."""
-    yield from _bodies(workspace.main, "")
-    for function in workspace.functions:
-        yield from _bodies(function, f"{function.proto.domain}.{function.name}/")
-
-
-def _bodies(graph: Graph, prefix: str) -> Iterable[tuple[Graph, str]]:
-    yield graph, prefix
-    for node in graph.nodes:
-        for name, body in node.bodies.items():
-            yield from _bodies(body, f"{prefix}{node.label}/{name}/")
 
 
 def label(node: Node, prefix: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from polytool.errors import ModelError
 from polytool.files import StrPath
 from polytool.model import Model, Source, load, nodes
+from polytool.surgeon.bounding import Bounded, bound_shapes
 from polytool.surgeon.dead import remove_dead
 from polytool.surgeon.fold import DEFAULT_LIMIT
 from polytool.surgeon.graph import Workspace
@@ -32,6 +33,7 @@ class Sanitized:
         nodes: how many nodes, bodies and functions included, there were and are.
         verdict: of the comparison with the original.
         custom: operators that were kept although nothing is known of them, with counts.
+        bounds: what was bounded, what is bounded anyway, and what could not be.
     """
 
     model: Model
@@ -39,6 +41,7 @@ class Sanitized:
     nodes: tuple[int, int]
     verdict: Verdict
     custom: Mapping[str, int]
+    bounds: Bounded | None = None
 
     def save(self, path: StrPath, **options: Any) -> None:
         """Write the model; options as for `Model.save`."""
@@ -60,6 +63,8 @@ class Sanitized:
         if self.custom:
             shown = ", ".join(f"{name} ({count})" for name, count in self.custom.items())
             lines.append(f"kept as they are, because nothing is known of them: {shown}")
+        if self.bounds is not None:
+            lines += self.bounds.lines()
         if self.verdict.agree:
             lines.append("compared with the original on made inputs: equal")
         else:
@@ -75,6 +80,7 @@ class Sanitized:
             "custom_operators": dict(self.custom),
             "verdict": self.verdict.label,
             "reason": self.verdict.reason,
+            **(self.bounds.to_json() if self.bounds is not None else {}),
         }
 
 
@@ -85,6 +91,8 @@ def sanitize(
     outputs: Sequence[str] | None = None,
     input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
     fold_limit: int = DEFAULT_LIMIT,
+    bounds: Mapping[str, int] | None = None,
+    auto_bound: bool = False,
     verify: bool | None = None,
 ) -> Sanitized:
     """Clean a model up.
@@ -95,6 +103,9 @@ def sanitize(
         outputs: tensors that the model returns from now on, instead of its own outputs.
         input_shapes: shapes to declare for inputs; names may be patterns.
         fold_limit: bytes by which one folded node may make the file grow.
+        bounds: upper bounds for dimensions that data decides, see `bound_shapes`; set after
+            the comparison, as they change what exceeds them.
+        auto_bound: set the bounds that the graph implies, too.
         verify: compare the result with the original on made inputs; by default when the weights
             have less than 200 MB.
 
@@ -119,13 +130,20 @@ def sanitize(
     else:
         verdict = compare_models(original, model)
         if verdict.agree is False and (choice or Choice()).weights:
-            return _without_rounding(original, choice, fold_limit, verdict)
+            model = _without_rounding(original, choice, fold_limit, report, verdict)
+            verdict = compare_models(original, model)
     if verdict.agree is False:
         raise ModelError(
             f"the result is not the model any more ({verdict.reason}), so nothing is returned; "
             "that is a defect: please report it with the model"
         )
-    return Sanitized(model, report, (_count(original), _count(model)), verdict, custom)
+    bounded = None
+    if bounds or auto_bound:
+        bounded = bound_shapes(model, bounds, auto=auto_bound)
+        model = bounded.model
+        _check(original, model)
+    counts = (_count(original), _count(model))
+    return Sanitized(model, report, counts, verdict, custom, bounded)
 
 
 def _prepared(
@@ -150,13 +168,16 @@ def _prepared(
 
 
 def _without_rounding(
-    original: Model, choice: Choice | None, fold_limit: int, first: Verdict
-) -> Sanitized:
+    original: Model, choice: Choice | None, fold_limit: int, report: Report, first: Verdict
+) -> Model:
     """Again without what rounds: quantised models are so discontinuous that it shows."""
+    report.done.clear()
+    report.refused.clear()
+    workspace = Workspace(original)
     narrower = (choice or Choice()).but(weights=False)
-    result = sanitize(original, choice=narrower, fold_limit=fold_limit, verify=True)
-    result.report.refuse("all weights", f"not folded: {first.reason}")
-    return result
+    simplify_workspace(workspace, report, choice=narrower, fold_limit=fold_limit)
+    report.refuse("all weights", f"not folded: {first.reason}")
+    return workspace.to_model()
 
 
 def _check(original: Model, result: Model) -> None:

@@ -179,7 +179,7 @@ def _gemm(add: Node, product: Node, addend: Value | None) -> bool:
         return False
     graph = add.where
     name = product.proto.name or add.proto.name
-    gemm = graph.add_node("Gemm", [a, b, addend], name=f"{name}_gemm" if name else "")
+    gemm = graph.add_node("Gemm", [a, b, addend], name=name)
     take_over(gemm, add)
     graph.remove(product)
     return True

@@ -66,7 +66,12 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     ),
     # What surgeon offers to users beyond the rewrites that the native engine takes from it.
     "verified surgery": (
-        {"polytool.surgeon.sanitizing", "polytool.surgeon.verify"},
+        {
+            "polytool.surgeon.lint_run",
+            "polytool.surgeon.linting",
+            "polytool.surgeon.sanitizing",
+            "polytool.surgeon.verify",
+        },
         {"core", "base", "operators", "surgeon", "data"},
     ),
     "comparators": ({"polytool.comparators"}, {"core", "base", "data"}),

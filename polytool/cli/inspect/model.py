@@ -16,6 +16,11 @@ from polytool.cli.output import result
     type=click.Choice(["layers", "attrs", "weights", "stats"]),
     help="Show nodes, nodes with attributes, weights, or weights with statistics as well.",
 )
+@options.option(
+    "--list-unbounded-dds",
+    is_flag=True,
+    help="List the sizes that data decides, with their causes and the bounds that are implied.",
+)
 @options.option("--verify", is_flag=True, help="Check every part of an engine file.")
 @options.input_shapes
 @options.external_data
@@ -23,6 +28,7 @@ from polytool.cli.output import result
 def model(
     model: str,
     show: tuple[str, ...],
+    list_unbounded_dds: bool,
     verify: bool,
     input_shapes: dict[str, tuple[int, ...]],
     external_data_dir: str | None,
@@ -54,4 +60,10 @@ def model(
         model, external_data_dir=external_data_dir, ignore_external_data=ignore_external_data
     )
     found = inspect_model(source, input_shapes=input_shapes, statistics="stats" in show)
-    result(as_json, _described.model_text(found, show), _described.model_facts(found, show))
+    text, facts = _described.model_text(found, show), _described.model_facts(found, show)
+    if list_unbounded_dds:
+        from polytool.surgeon import list_dds
+
+        facts["dds"] = list_dds(source)
+        text += "\n\n" + ("\n".join(map(str, facts["dds"])) or "no size is decided by data")
+    result(as_json, text, facts)

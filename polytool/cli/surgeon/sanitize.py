@@ -23,6 +23,15 @@ from polytool.cli.output import result
     help="Bytes by which one folded node may make the file grow.",
 )
 @options.shapes("--override-input-shapes", help="Declare these input shapes, as x:[1,3,224,224].")
+@options.option(
+    "--set-unbounded-dds-upper-bound",
+    "bounds",
+    several=True,
+    metavar="[TENSOR:]N",
+    callback=options.named(int, "a size such as 1000"),
+    help="Bound the sizes that data decides, as 1000 or boxes*:300.",
+)
+@options.option("--auto-bound", is_flag=True, help="Set the bounds that the graph implies, too.")
 @_surgeon.outputs
 @options.option(
     "--verify/--no-verify",
@@ -38,6 +47,8 @@ def sanitize(
     override_input_shapes: dict[str, tuple[int, ...]],
     outputs: _surgeon.Outputs,
     fold_size_threshold: int,
+    bounds: dict[str, int],
+    auto_bound: bool,
     verify: bool | None,
     external_data_dir: str | None,
     ignore_external_data: bool,
@@ -63,6 +74,8 @@ def sanitize(
         outputs=outputs.select(source),
         input_shapes=override_input_shapes,
         fold_limit=fold_size_threshold,
+        bounds=bounds,
+        auto_bound=auto_bound,
         verify=verify,
     )
     _surgeon.save(cleaned.model, output, save_external_data, external_data_size_threshold)
