@@ -79,10 +79,11 @@ def plan_inputs(
     """Choose shape and values of every input; see `polytool.feeds.make_feeds`."""
     sizes = resolve_shapes(inputs, shapes)
     check_used(ranges, (s.name for s in inputs), "a range")
-    meanings = None if model is None else Meanings(model, sizes)
+    integers = {s.name for s in inputs if s.dtype is not None and s.dtype.is_integer}
+    meanings = Meanings(model, sizes) if model is not None and integers else None
     choices = {}
     for spec in inputs:
-        uses = [] if meanings is None or spec.dtype is None else meanings.uses(spec.name)
+        uses = meanings.uses(spec.name) if meanings and spec.name in integers else []
         one = _choose(spec, sizes, uses, ranges)
         choices[spec.name] = one if spec.container != "sequence" else _in_list(one)
     notes = tuple(
