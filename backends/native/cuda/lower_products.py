@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from polytool.backends.native.cuda.buffers import View
-from polytool.backends.native.cuda.lower_pointwise import epilogue_operands, tree_of
+from polytool.backends.native.cuda.lower_pointwise import epilogue_operands, pointwise, tree_of
 from polytool.backends.native.cuda.lower_rows import NHWC, explicit_pads
 from polytool.backends.native.cuda.recorder import Recorder, lowering
 from polytool.backends.native.kernels import attention as attention_kernels
@@ -103,9 +104,40 @@ def _renumbered(tree: Tree, current: int, count: int, before: int, inserted: int
     return [Step(s.op, tuple(number(a) for a in s.args), s.dtype, s.attrs) for s in tree.steps]
 
 
+def _in_two(rec: Recorder, layer: Layer, lower: Callable[[Recorder, Layer], None]) -> None:
+    """The product alone, stored in float32, then what follows as a pointwise kernel."""
+    anchor = layer.nodes[0]
+    (product,) = anchor.writes()
+    wide = Tensor(f"{product.name}:sums", DType.FLOAT, product.shape)
+    rec.shapes.shapes[wide] = rec.shape(product)
+    lower(rec, Layer(layer.kind, [dataclasses.replace(anchor, outputs=[wide])], [wide]))
+    rest = [
+        dataclasses.replace(n, inputs=[wide if t is product else t for t in n.inputs])
+        for n in layer.nodes[1:]
+    ]
+    pointwise(rec, Layer("pointwise", rest, layer.outputs))
+
+
+def _with_epilogue(rec: Recorder, layer: Layer, lower: Callable[[Recorder, Layer], None]) -> None:
+    """`layer` in one kernel, or in two where its epilogue does not fit the product's."""
+    steps, views = len(rec.steps), dict(rec.views)
+    try:
+        lower(rec, layer)
+    except UnsupportedError:
+        if len(layer.nodes) == 1:
+            raise
+        del rec.steps[steps:]
+        rec.views = views
+        _in_two(rec, layer, lower)
+
+
 @lowering("Conv")
 def convolution(rec: Recorder, layer: Layer) -> None:
     """An implicit product on NHWC images; depthwise and float32 ones directly."""
+    _with_epilogue(rec, layer, _convolution)
+
+
+def _convolution(rec: Recorder, layer: Layer) -> None:
     node = layer.nodes[0]
     x, w, bias = [*node.inputs, None][:3]
     assert x is not None and w is not None
@@ -118,8 +150,11 @@ def convolution(rec: Recorder, layer: Layer) -> None:
     pads = explicit_pads(node.attrs, g.kernel, g.strides, g.dilations, shape, out)
     epilogue, views = _epilogue(rec, layer, bias, 1, NHWC)
     if _on_tensor_cores(node, x.dtype) and not g.depthwise:
-        _implicit(rec, layer, g, pads, epilogue, views)
-        return
+        try:
+            _implicit(rec, layer, g, pads, epilogue, views)
+            return
+        except UnsupportedError:
+            pass  # channels that are not aligned: the direct form takes them
     source = rec.dense(rec.view(x), NHWC)
     if g.depthwise:
         op = Direct.depthwise(x.dtype, epilogue, g)
@@ -213,6 +248,10 @@ def _taps(value: Array) -> Array:
 @lowering("MatMul", "Gemm", "FusedMatMul")
 def product(rec: Recorder, layer: Layer) -> None:
     """A product on tensor cores where types and alignment allow, else a generic one."""
+    _with_epilogue(rec, layer, _matrix_product)
+
+
+def _matrix_product(rec: Recorder, layer: Layer) -> None:
     node = layer.nodes[0]
     a, b = rec.view(_given(node, 0)), rec.view(_given(node, 1))
     attrs = node.attrs

@@ -1,0 +1,103 @@
+"""Layers become launches without a GPU: what is recorded, and what is left to the host."""
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from polytool import NativeRunner
+from polytool.backends.native.cuda.buffers import View
+from polytool.backends.native.cuda.recorder import Recorder, storages
+from polytool.backends.native.shapes import ShapePass
+from polytool.errors import UnsupportedError
+from scripts import made_models
+from scripts.models import get
+
+IDS = {"ids": np.zeros((2, 16), np.int64), "mask": np.ones((2, 16), np.int64)}
+
+
+def record(model, feeds, precision: str = "fp16") -> tuple[Recorder, list[str]]:
+    """The recording of a whole model, and the layers that need the host."""
+    network = NativeRunner(model, precision=precision, device="cpu").engine.network
+    host = {t: feeds[t.name] for t in network.inputs if t.place == "host"}
+    walker = ShapePass({t: np.shape(feeds[t.name]) for t in network.inputs}, host)
+    recorder = Recorder(walker)
+    for tensor in network.inputs:
+        assert tensor.dtype is not None
+        recorder.views[tensor] = View.new(tensor.dtype, np.shape(feeds[tensor.name]))
+    refused = []
+    for layer in network.layers:
+        walker.run([layer])
+        if all(t in walker.values for t in layer.outputs):
+            continue
+        try:
+            recorder.lower(layer)
+        except UnsupportedError as err:
+            refused.append(f"{layer.kind}: {err}")
+            for tensor in layer.outputs:
+                if tensor in walker.shapes and tensor.dtype is not None:
+                    recorder.views[tensor] = View.new(tensor.dtype, walker.shapes[tensor])
+    return recorder, refused
+
+
+def launches(recorder: Recorder) -> int:
+    return sum(len(step.plans[0].calls) for step in recorder.steps)
+
+
+def test_a_transformer_is_products_attention_and_norms():
+    model = made_models.transformer()
+    recorder, refused = record(model, IDS)
+    assert not refused
+    # 6 x (q, k, v, attention, out, norm, up, down, norm), the embedding and the mask
+    assert launches(recorder) <= 6 * 9 + 5
+
+
+@pytest.mark.parametrize("name", ["ppocr-rec", "ppocr-cls", "khmersm", "inception_v2"])
+def test_real_models_need_nothing_from_the_host(name):
+    model = get(name)
+    _, refused = record(str(model.path), model.feeds())
+    assert not refused
+
+
+def test_transposes_and_reshapes_of_attention_are_views():
+    model = made_models.transformer(layers=1)
+    recorder, _ = record(model, IDS)
+    ops = [step.layer.nodes[0].op for step in recorder.steps]
+    assert "Transpose" not in ops and "Reshape" not in ops
+
+
+def test_a_chain_of_convolutions_stays_channels_last():
+    proto = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["" : 18]> g (float[1,16,8,8] x) => (float[1,16,8,8] y)
+        { a = Conv<pads=[1,1,1,1]>(x, w) b = Relu(a) c = Conv<pads=[1,1,1,1]>(b, w)
+          d = Add(c, a) y = Relu(d) }"""
+    )
+    weight = np.zeros((16, 16, 3, 3), np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    recorder, refused = record(proto, {"x": np.zeros((1, 16, 8, 8), np.float32)})
+    assert not refused
+    nhwc = [s for s in recorder.steps if s.layer.kind == "conv"]
+    assert all(s.views[-1].lies_like((0, 2, 3, 1)) for s in nhwc if s.writes)
+
+
+def test_every_buffer_that_is_read_was_written_before():
+    recorder, _ = record(made_models.transformer(layers=2), IDS)
+    given = {v.storage for t, v in recorder.views.items() if t.name in IDS}
+    written = set(given)
+    for step in recorder.steps:
+        reads = step.views[: len(step.views) - step.writes]
+        for view in reads:
+            assert view.storage in written or view.storage.make is not None
+        written.update(v.storage for v in step.views[len(reads) :])
+    assert set(storages(recorder.steps)) <= written | {
+        v.storage for s in recorder.steps for v in s.views if v.storage.make is not None
+    }
+
+
+def test_what_has_no_kernel_is_refused_with_its_reason():
+    proto = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["" : 18]> g (float[2,3] x) => (float[2,3] y)
+        { y = Softmax <axis = 0> (x) }"""
+    )
+    _, refused = record(proto, {"x": np.zeros((2, 3), np.float32)})
+    assert refused == ["Softmax: a softmax over another axis than the last"]
