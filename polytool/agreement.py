@@ -31,6 +31,7 @@ from polytool.results import Iteration, Run, RunResults
 from polytool.results import run as run_all
 from polytool.selection import (
     ObservedRunner,
+    common_types,
     select_tensors,
     visible,
     with_input_shapes,
@@ -301,7 +302,8 @@ def observed(runners: Sequence[Runner], shown: Sequence[str], notes: list[str]) 
             f"{hidden} of {len(shown)} tensors exist only inside of kernels and are not shown; "
             "name one exactly to make it an output"
         )
-    return [ObservedRunner(r, names) if isinstance(r, Observable) else r for r in runners]
+    dtypes = common_types(runners)
+    return [ObservedRunner(r, names, dtypes) if isinstance(r, Observable) else r for r in runners]
 
 
 def make_data(

@@ -17,6 +17,7 @@ import numpy as np
 from polytool.backends.base import Feeds, Observable, Outputs, Runner, Tap
 from polytool.errors import UsageError
 from polytool.model import Model
+from polytool.tensors import DType
 
 if TYPE_CHECKING:
     import onnx
@@ -128,13 +129,17 @@ class ObservedRunner(Runner):
     Args:
         runner: the runner to observe.
         names: the tensors; each must be one of its taps or outputs.
+        dtypes: the types in which tensors are returned, where they are stored in others.
     """
 
-    def __init__(self, runner: Observable, names: Sequence[str]) -> None:
+    def __init__(
+        self, runner: Observable, names: Sequence[str], dtypes: Mapping[str, DType] | None = None
+    ) -> None:
         self.name = runner.name
         self.inputs = runner.inputs
         self._runner = runner
         self._names = tuple(names)
+        self._dtypes = dict(dtypes or {})
         specs = {tap.tensor: tap.spec for tap in runner.taps()} | {
             o.name: o for o in runner.outputs
         }
@@ -154,7 +159,7 @@ class ObservedRunner(Runner):
 
         def observe(tap: Tap, value: Any) -> None:
             if tap.tensor in wanted:
-                seen[tap.tensor] = _kept(value, tap)
+                seen[tap.tensor] = _kept(value, self._dtypes.get(tap.tensor, tap.spec.dtype))
 
         outputs = self._runner.infer(feeds, observe)
         return {name: outputs[name] if name in outputs else seen[name] for name in self._names}
@@ -169,15 +174,29 @@ class ObservedRunner(Runner):
         return self._runner.settings
 
 
-def _kept(value: Any, tap: Tap) -> Any:
+def _kept(value: Any, dtype: DType | None) -> Any:
     """A copy in the tensor's own type: an oracle shows wider values than the model has."""
     if not isinstance(value, np.ndarray):
         return value
-    own = tap.spec.dtype
-    if own is not None and own.is_float and value.dtype != own.numpy:
+    if dtype is not None and dtype.is_float and value.dtype != dtype.numpy:
         with np.errstate(over="ignore"):
-            return value.astype(own.numpy)
+            return value.astype(dtype.numpy)
     return value.copy()
+
+
+def common_types(runners: Sequence[Runner]) -> dict[str, DType]:
+    """For each tensor the narrowest type in which a runner stores it, so that all can be compared.
+
+    One that lacks a kernel for float16 stores float32 where the model says float16.
+    """
+    found: dict[str, DType] = {}
+    for runner in runners:
+        specs = [t.spec for t in runner.taps()] if isinstance(runner, Observable) else []
+        for spec in specs:
+            known = found.get(spec.name)
+            if spec.dtype is not None and (known is None or spec.dtype.bits < known.bits):
+                found[spec.name] = spec.dtype
+    return found
 
 
 def visible(runner: Runner) -> set[str]:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from polytool.backends.base import Feeds, LayerOracle, Outputs, with_noise
+from polytool.backends.native.protos import display
 from polytool.backends.onnxrt.cut import Cutter
 from polytool.backends.onnxrt.session import SessionConfig, clean, find_providers, open_session
 from polytool.backends.onnxrt.source import Source, source_of
@@ -77,6 +78,17 @@ class OnnxrtOracle(LayerOracle):
         """The operators between `inputs` and `wanted`; see `LayerOracle`."""
         indices, _ = self._cutter.slice([wanted], inputs)
         return tuple(self._cutter.nodes[i].op_type for i in indices)
+
+    def nodes(self, inputs: Iterable[str], wanted: str) -> tuple[str, ...]:
+        """The nodes through which `wanted` depends on `inputs`; see `LayerOracle`."""
+        reached = set(inputs)
+        indices, _ = self._cutter.slice([wanted], reached)
+        chosen = []
+        for index in indices:
+            if not reached.isdisjoint(self._cutter.reads[index]):
+                reached.update(self._cutter.nodes[index].output)
+                chosen.append(index)
+        return tuple(dict.fromkeys(display(self._cutter.nodes[i]) for i in chosen or indices))
 
     def evaluate(
         self, inputs: Feeds, wanted: Iterable[str], *, noise: float = 0.0, seed: int = 0

@@ -149,8 +149,7 @@ class OnnxrtRunner(Observable):
 
     @cached_property
     def _taps(self) -> dict[str, Tap]:
-        found = find_taps(self._model.proto, self._executed.proto)
-        return {tap.tensor: tap for tap in found}
+        return find_taps(self._model.proto, self._executed.proto)
 
     def _infer_observed(self, feeds: dict[str, Any], observe: Observer) -> Outputs:
         taps = self._taps

@@ -25,6 +25,7 @@ from polytool.backends.onnxrt.session import SessionConfig, clean, open_session
 from polytool.backends.onnxrt.source import Source
 from polytool.backends.onnxrt.values import parse_type, view_ort
 from polytool.errors import RunnerError
+from polytool.model import nodes, tensors
 from polytool.tensors import DType
 
 See = Callable[[str, Any], None]
@@ -37,7 +38,7 @@ _WEIGHT_BUDGET = 256 << 20  # bytes of weights in one segment, and in all sessio
 
 def rewritten(source: Source, config: SessionConfig, who: str) -> Source:
     """The model as onnxruntime executes it."""
-    if config.level == "disable":
+    if config.level == "disable" and not _has_reduced_types(source.proto):
         return source
     with tempfile.TemporaryDirectory(prefix="polytool-") as folder:
         path = os.path.join(folder, "optimized.onnx")
@@ -55,6 +56,16 @@ def rewritten(source: Source, config: SessionConfig, who: str) -> Source:
             )
         proto = onnx.load_model(path, load_external_data=False)
     return Source(proto, source.folder)
+
+
+def _has_reduced_types(proto: onnx.ModelProto) -> bool:
+    """Whether onnxruntime may compute in another type than the model says, at every level."""
+    reduced = {DType.FLOAT16, DType.BFLOAT16}
+    kinds = {i.type.tensor_type.elem_type for i in proto.graph.input}
+    kinds |= {t.data_type for t in tensors(proto)}
+    every = [*nodes(proto.graph.node), *(n for f in proto.functions for n in nodes(f.node))]
+    kinds |= {a.i for n in every if n.op_type == "Cast" for a in n.attribute if a.name == "to"}
+    return not reduced.isdisjoint(kinds)
 
 
 @dataclass

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import onnx
 
 from polytool.backends.base import Tap
 from polytool.backends.native.protos import display, read_type
 from polytool.backends.onnxrt.cut import Cutter
-from polytool.tensors import TensorSpec
+from polytool.tensors import DType, TensorSpec
+
+# Where onnxruntime has no kernel for a reduced type it computes in float32; names then begin so.
+_WIDENED = "InsertedPrecisionFreeCast_"
+_PRECISIONS = {DType.FLOAT16: "fp16", DType.BFLOAT16: "bf16", DType.DOUBLE: "fp64"}
 
 
-def find_taps(original: onnx.ModelProto, executed: onnx.ModelProto) -> tuple[Tap, ...]:
+def find_taps(original: onnx.ModelProto, executed: onnx.ModelProto) -> dict[str, Tap]:
     """The tensors of the original model that the executed one stores, in execution order.
 
     onnxruntime keeps the name of a tensor as long as it keeps the tensor.
@@ -20,23 +25,34 @@ def find_taps(original: onnx.ModelProto, executed: onnx.ModelProto) -> tuple[Tap
     Args:
         original: the model as the user knows it.
         executed: the model as onnxruntime rewrote it.
+
+    Returns:
+        Taps by the names that their tensors have in the executed model.
     """
     source = Cutter(original)
-    stored: dict[str, str] = {}
+    stored: dict[str, tuple[str, str]] = {}  # tensor -> (its name when executed, layer)
     for node in Cutter(executed).nodes:
-        for name in node.output:
-            if name in source.producer and name not in source.constants:
-                stored[name] = display(node)
+        for output in node.output:
+            name = output if output in source.producer else output.removeprefix(_WIDENED)
+            known = name in source.producer and name not in source.constants
+            if known and (name not in stored or output == name):
+                stored[name] = output, display(node)
     specs = specs_of(original)
-    return tuple(
-        Tap(
+    return {
+        output: Tap(
             tensor=name,
             layer=layer,
             nodes=tuple(display(source.nodes[i]) for i in _origin(source, name, stored)),
-            spec=specs.get(name) or TensorSpec(name, None, None),
+            spec=(spec := _stored_spec(specs.get(name), name, output)),
+            precision=_PRECISIONS.get(spec.dtype, "fp32") if spec.dtype else "fp32",
         )
-        for name, layer in stored.items()
-    )
+        for name, (output, layer) in stored.items()
+    }
+
+
+def _stored_spec(spec: TensorSpec | None, name: str, output: str) -> TensorSpec:
+    spec = spec or TensorSpec(name, None, None)
+    return spec if output == name else replace(spec, dtype=DType.FLOAT)
 
 
 def _origin(source: Cutter, name: str, stored: Iterable[str]) -> list[int]:

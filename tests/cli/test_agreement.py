@@ -132,6 +132,21 @@ def test_tensors_inside_of_a_loaded_engine_are_observed(path, tmp_path):
     assert list(native) == list(onnxrt)
 
 
+@pytest.mark.ort
+def test_tensors_that_runners_store_in_other_types_are_compared_in_the_narrowest(tmp_path):
+    model = parse_model("""<ir_version: 9, opset_import: ["": 18]>
+        agraph (float16[n,8] x) => (float16[n,8] y)
+        { a = MatMul(x, w)  b = Softmax(a)  c = MatMul(b, w)  y = Neg(c) }""")
+    weight = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float16)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    onnx.save(model, tmp_path / "m.onnx")
+    path = str(tmp_path / "m.onnx")
+    session = perform(Request(path, ("native", "onnxrt", "oracle"), outputs=["*"]))
+    for run in session.results.values():
+        assert {value.dtype for value in run[0].values()} == {np.dtype(np.float16)}
+    assert session.compare().agreed
+
+
 def test_saved_results_stand_beside_new_ones(path, tmp_path):
     saved = str(tmp_path / "r.safetensors")
     perform(Request(path, ("native",), save_outputs=saved))

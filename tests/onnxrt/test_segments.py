@@ -81,6 +81,26 @@ def test_a_tap_names_the_nodes_that_its_kernel_computes():
     assert str(taps[-1].spec) == "y: float32[n, 8]"
 
 
+@pytest.mark.parametrize("level", ["all", "basic", "disable"])
+def test_float16_that_is_computed_in_float32_is_shown_as_it_is_stored(level):
+    model = parse_model(
+        HEADER
+        + """(float16[n,8] x) => (float16[n,8] y)
+        { a = MatMul(x, w)  b = Softmax(a)  c = MatMul(b, w)  y = Neg(c) }"""
+    )
+    weight = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float16)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    runner = OnnxrtRunner(model, graph_optimization_level=level)
+    feeds = {"x": np.linspace(-3, 3, 16, dtype=np.float16).reshape(2, 8)}
+    outputs, seen = observed(runner, feeds)
+    np.testing.assert_array_equal(outputs["y"], runner.infer(feeds)["y"])
+    assert {tap.tensor for tap, _ in seen} >= {"a", "b"}
+    for tap, array in seen:
+        assert tap.spec.dtype is not None
+        assert array.dtype == tap.spec.dtype.numpy, tap
+        assert tap.precision == ("fp16" if array.dtype == np.float16 else "fp32")
+
+
 def test_values_of_every_kind_pass_from_segment_to_segment(monkeypatch):
     monkeypatch.setattr(segments, "_FIRST_NODES", 1)
     monkeypatch.setattr(segments, "_MOST_NODES", 1)
