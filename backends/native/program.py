@@ -124,7 +124,9 @@ class Program:
         slots[: self._n_inputs] = inputs
         if watch is not None and self._entry is not None:
             watch(self._entry, inputs[: len(self.network.inputs)])
-        ndarray = np.ndarray
+        if watch is None and alter is None:
+            self._run_unwatched(slots)
+            return [slots[i] for i in self._outputs]
         for step in self._steps:
             arguments = [slots[i] for i in step.sources]
             try:
@@ -134,21 +136,45 @@ class Program:
                     produced = step.launch(*arguments)
             except PolytoolError:
                 raise
-            except MemoryError as err:
-                raise RunnerError(
-                    f"not enough memory for layer {step.layer.name!r} ({step.layer.kind})"
-                ) from err
             except Exception as err:
                 raise _failure(step.layer, arguments, err) from err
-            for target, value, want in zip(step.targets, produced, step.wants, strict=False):
-                if type(value) is not ndarray or value.dtype is not want:
-                    value = self._stored(value, step.layer, target)
-                slots[target] = value if alter is None else alter(value)
+            self._store(step, produced, slots, alter)
             if watch is not None:
                 watch(step.layer, [slots[i] for i in step.targets])
             for index in step.dead:
                 slots[index] = None
         return [slots[i] for i in self._outputs]
+
+    def _run_unwatched(self, slots: list[Any]) -> None:
+        """The same with nobody looking: as little as possible between two layers."""
+        ndarray, get = np.ndarray, slots.__getitem__
+        step = None
+        try:
+            for step in self._steps:
+                produced = step.launch(*map(get, step.sources))
+                if len(step.targets) == 1:
+                    value = produced[0]
+                    if type(value) is ndarray and value.dtype is step.wants[0]:
+                        slots[step.targets[0]] = value
+                    else:
+                        self._store(step, produced, slots, None)
+                else:
+                    self._store(step, produced, slots, None)
+                for index in step.dead:
+                    slots[index] = None
+        except PolytoolError:
+            raise
+        except Exception as err:
+            assert step is not None
+            raise _failure(step.layer, [slots[i] for i in step.sources], err) from err
+
+    def _store(
+        self, step: Step, produced: Sequence[Any], slots: list[Any], alter: Alter | None
+    ) -> None:
+        for target, value, want in zip(step.targets, produced, step.wants, strict=False):
+            if type(value) is not np.ndarray or value.dtype is not want:
+                value = self._stored(value, step.layer, target)
+            slots[target] = value if alter is None else alter(value)
 
     def _stored(self, value: Any, layer: Layer, target: int) -> Any:
         tensor = next(t for t in layer.outputs if self._slots[t] == target)
@@ -171,6 +197,8 @@ def as_stored(value: Any, tensor: Tensor, layer: Layer, mode: Mode) -> Any:
 
 
 def _failure(layer: Layer, arguments: Sequence[Any], err: Exception) -> RunnerError:
+    if isinstance(err, MemoryError):
+        return RunnerError(f"not enough memory for layer {layer.name!r} ({layer.kind})")
     shown = ", ".join(
         f"{t.name}{list(np.shape(a))}" if not isinstance(a, list) else f"{t.name}[{len(a)} items]"
         for t, a in zip(layer.inputs, arguments, strict=False)
