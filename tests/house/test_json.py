@@ -21,6 +21,7 @@ CALLS = {
     "run": "model.onnx --native --onnxrt --input-shapes bytes:[1,2048] --save-outputs out.json "
     "--save-accuracy-results accuracy.json --save-inputs in.json",
     "check accuracy": "accuracy.json",
+    "check lint": "model.onnx",
     "convert": "model.onnx -o model.engine --fp16",
     "debug locate": "model.onnx --fp16 --input-shapes bytes:[1,2048]",
     "debug reduce": "model.onnx -o small.onnx --native --fp16 --onnxrt "
