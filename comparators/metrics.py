@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from polytool.comparators.frontier import frontier_of
+from polytool.comparators.ranks import index_distance, max_ulp
 from polytool.errors import UsageError
 from polytool.tensors import DType
 
@@ -55,7 +57,7 @@ class Errors:
         worst: index of the largest error; () for a 0-d array, None when there is none.
         values: a and r at `worst`, as text.
         frontier: pairs (|r|, |e|) that decide `max(|e| - t |r|)` for every t >= 0, so that any
-            tolerance can be checked later; see `required_atol`.
+            tolerance can be checked later; see `frontier.required_atol`.
         slices: norms along each axis that has slices worth looking at.
     """
 
@@ -112,11 +114,6 @@ def _ratio(error: float, reference: float) -> float:
 
 def _decibel(ratio: float) -> float:
     return 20 * math.log10(ratio) if ratio > 0 else -math.inf
-
-
-def required_atol(frontier: Sequence[tuple[float, float]], rtol: float) -> float:
-    """The smallest atol for which |e| <= atol + rtol |r| holds everywhere."""
-    return max((e - rtol * r for r, e in frontier), default=0.0)
 
 
 def measure(
@@ -338,10 +335,6 @@ def _sum_squares(array: Array, axis: int) -> Array:
     return np.einsum("abc,abc->b", three, three.conj()).real
 
 
-def _floats(array: Array) -> Array:
-    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
-
-
 def _show(value: Any) -> str:
     if isinstance(value, str):
         return repr(value)
@@ -373,45 +366,6 @@ def _unravel(flags: Array) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(int(flags.argmax()), flags.shape))
 
 
-def frontier_of(
-    error: Array, size: Array, more: Sequence[tuple[float, float]] = ()
-) -> list[tuple[float, float]]:
-    """The points (size, error) that decide max(error - t size) for some t >= 0.
-
-    They are the corners of the upper left of the convex hull, found by quickhull: every pass
-    throws away the points below the line between two corners.
-    """
-    if more:
-        error = np.concatenate([error, [e for _, e in more]])
-        size = np.concatenate([size, [s for s, _ in more]])
-    keep = error > 0
-    error, size = error[keep], size[keep]
-    if not error.size:
-        return []
-    top = error.max()
-    right = (float(size[error == top].min()), float(top))
-    least = size.min()
-    left = (float(least), float(error[size == least].max()))
-    corners = {left, right}
-    pending = [(left, right, size, error)]
-    while pending:
-        (x0, y0), (x1, y1), x, y = pending.pop()
-        if x1 <= x0 or y1 <= y0:
-            continue
-        above = (y - y0) * (x1 - x0) - (x - x0) * (y1 - y0)
-        outside = above > 1e-12 * (x1 - x0) * y1
-        if not outside.any():
-            continue
-        x, y = x[outside], y[outside]
-        best = int(above[outside].argmax())
-        corner = (float(x[best]), float(y[best]))
-        if corner in corners:
-            continue
-        corners.add(corner)
-        pending += [((x0, y0), corner, x, y), (corner, (x1, y1), x, y)]
-    return sorted(corners)
-
-
 def _quantiles(kept: list[tuple[Array, Array]], quantile: float) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     for name, parts in zip(("abs", "rel"), zip(*kept, strict=True), strict=True):
@@ -425,62 +379,3 @@ def _quantiles(kept: list[tuple[Array, Array]], quantile: float) -> dict[str, fl
 
 def _or_inf(value: float) -> float:
     return math.inf if math.isnan(value) else float(value)
-
-
-def max_ulp(a: Array, r: Array) -> float | None:
-    """The largest distance in representable numbers; None unless both have one real float type."""
-    if a.dtype != r.dtype or _kind(a) != "f":
-        return None
-    same = np.isnan(_floats(a)) & np.isnan(_floats(r))
-    x, y = _ordered(a), _ordered(r)
-    with np.errstate(over="ignore"):
-        distance = np.where(x > y, x.view(np.uint64) - y.view(np.uint64),
-                            y.view(np.uint64) - x.view(np.uint64))  # fmt: skip
-    distance = np.where(same.reshape(-1), 0, distance)
-    return float(distance.max(initial=0))
-
-
-def _ordered(array: Array) -> Array:
-    """Integers in the order of the floats, one apart where those are neighbours; flat."""
-    bits = 8 * array.dtype.itemsize
-    codes = np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
-    if bits == 8:  # few enough to rank by value: float4 and e8m0 keep their sign elsewhere
-        every = np.arange(256, dtype=np.uint8).view(array.dtype).astype(np.float64)
-        ranks = np.searchsorted(np.unique(every[~np.isnan(every)]), every)
-        return ranks.astype(np.int64)[codes]
-    signed = codes.view(f"i{array.dtype.itemsize}").astype(np.int64)
-    lowest = -(1 << (bits - 1))
-    return np.where(signed < 0, lowest - signed, signed)
-
-
-def topk_indices(array: Array, k: int, axis: int = -1) -> Array:
-    """The indices of the `k` largest values along `axis`, largest first; ties by index.
-
-    Raises:
-        UsageError: the array has no such axis.
-    """
-    if not -array.ndim <= axis < array.ndim:
-        raise UsageError(f"there is no axis {axis} in an array of shape {list(array.shape)}")
-    values = array.astype(np.float64) if array.dtype.kind == "V" else array
-    order = np.argsort(np.flip(values, axis), axis=axis, kind="stable")
-    largest = np.flip(values.shape[axis] - 1 - order, axis)
-    return np.take(largest, range(min(k, values.shape[axis])), axis)
-
-
-def index_distance(a: Array, r: Array) -> float:
-    """How far the rows of `a` are from being those of `r`, in places.
-
-    Each value of a row of `a` is looked up in the same row of `r`; inf when one is not there.
-    """
-    if a.shape != r.shape or not a.size:
-        return math.inf if a.shape != r.shape else 0.0
-    worst = 0
-    width = a.shape[-1] if a.ndim else 1
-    for x, y in zip(a.reshape(-1, width), r.reshape(-1, width), strict=True):
-        places = {value: place for place, value in reversed(list(enumerate(y.tolist())))}
-        for place in np.flatnonzero(x != y):
-            found = places.get(x[place].item())
-            if found is None:
-                return math.inf
-            worst = max(worst, abs(int(place) - found))
-    return float(worst)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from polytool.comparators.metrics import Errors, required_atol
+from polytool.comparators.frontier import required_atol
+from polytool.comparators.metrics import Errors
 from polytool.comparators.response import MORE
 from polytool.comparators.tolerances import (
     METRICS,

@@ -39,7 +39,7 @@ def top_step(steps: Mapping[str, tuple[int, int]]) -> Step:
     Args:
         steps: output name or pattern, "" for all, to (how many, along which axis).
     """
-    from polytool.comparators.metrics import topk_indices
+    from polytool.comparators.ranks import topk_indices
 
     def step(outputs: Mapping[str, Any]) -> dict[str, Any]:
         check_used(steps, outputs, "--postprocess")

@@ -9,14 +9,9 @@ import numpy as np
 import pytest
 
 from polytool.comparators import metrics
-from polytool.comparators.metrics import (
-    frontier_of,
-    index_distance,
-    max_ulp,
-    measure,
-    required_atol,
-    topk_indices,
-)
+from polytool.comparators.frontier import frontier_of, required_atol
+from polytool.comparators.metrics import measure
+from polytool.comparators.ranks import index_distance, max_ulp, topk_indices
 from polytool.errors import UsageError
 
 RNG = np.random.default_rng(0)
