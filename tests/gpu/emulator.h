@@ -348,6 +348,7 @@ struct bfloat_t;
     template <int N> void fewer_registers() {}                                                    \
     inline u32 cluster_rank() { return emu::current->cta; }                                       \
     inline void cluster_sync() { emu::pause(emu::CLUSTER); }                                      \
+    inline void cluster_leave() { emu::pause(emu::CLUSTER); }                                     \
     inline float4 cluster_load(const float* mine, u32 rank) {                                     \
         size_t offset = (const unsigned char*)mine - emu::shared_base();                          \
         int self = emu::current->cta;                                                             \

@@ -287,5 +287,5 @@ GLOBAL(KERNEL, THREADS)(const T_IN* a, const T_IN* __restrict__ b, T_OUT* d, gem
         for (int u = 0; u < HELD; u++) finish_unit(tid + (base + u) * THREADS, held[u]);
         if (base + HELD < UNITS) fetch_units(base + HELD);
     }
-    if (ranks > 1) cluster_sync();
+    if (ranks > 1) cluster_leave();  // others may still read this block's sums
 }

@@ -111,5 +111,5 @@ GLOBAL(KERNEL, 384)(const __grid_constant__ tensor_map a, const __grid_constant_
             }
         }
     }
-    if (CLUSTER > 1) cluster_sync();  // nobody leaves while others still write to it
+    if (CLUSTER > 1) cluster_leave();  // others may still write to this block's memory
 }

@@ -92,11 +92,11 @@ DEVICE void barrier_expect(u64* b, u32 bytes) {
 }
 DEVICE void barrier_arrive(u64* b, u32 rank) {
     asm volatile("{\n.reg .b32 a;\nmapa.shared::cluster.u32 a, %0, %1;\n"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [a];\n}" :: "r"(shared_address(b)), "r"(rank) : "memory");
+                 "mbarrier.arrive.shared::cluster.b64 _, [a];\n}" :: "r"(shared_address(b)), "r"(rank) : "memory");
 }
 DEVICE void barrier_wait(u64* b, u32 parity) {
     asm volatile("{\n.reg .pred p;\nAGAIN:\n"
-                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
                  "@p bra DONE;\nbra AGAIN;\nDONE:\n}" :: "r"(shared_address(b)), "r"(parity) : "memory");
 }
 // a box at column x, row y of the map to the same place in every block of `blocks`
@@ -114,6 +114,8 @@ template <int N> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.syn
 template <int N> DEVICE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N)); }
 DEVICE u32 cluster_rank() { u32 r; asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
 DEVICE void cluster_sync() { asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// all blocks have arrived; says nothing about memory
+DEVICE void cluster_leave() { asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory"); }
 DEVICE float4 cluster_load(const float* mine, u32 rank) {
     u32 a; float4 v;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(shared_address(mine)), "r"(rank));
