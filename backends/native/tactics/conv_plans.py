@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,22 @@ _SMALL = 3_000_000
 _SMALL_KERNEL = 1_000_000
 # Elements of the columns that one block unrolls: more blocks cost more than a cache miss.
 _COLUMNS = 1 << 19
+
+
+class Packing:
+    """Filters, and the layouts of them that plans want: each made once, for all input shapes."""
+
+    def __init__(self, filters: Array) -> None:
+        self.filters = filters
+        self._made: dict[Any, Array] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Any, make: Callable[[Array], Array]) -> Array:
+        """`make(filters)`, remembered under `key`."""
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = make(self.filters)
+            return self._made[key]
 
 
 class PointwisePlan:
@@ -72,10 +89,12 @@ class RowPlan:
     in as many phases.
     """
 
-    def __init__(self, filters: Array, where: Windows, images: int) -> None:
-        m, c, kh, kw = filters.shape
+    def __init__(self, packing: Packing, where: Windows, images: int) -> None:
+        m, c, kh, kw = packing.filters.shape
         self._where = where
-        self._filters = np.ascontiguousarray(filters.transpose(2, 0, 3, 1).reshape(kh, m, kw * c))
+        self._filters = packing.get(
+            "rows", lambda f: np.ascontiguousarray(f.transpose(2, 0, 3, 1).reshape(kh, m, kw * c))
+        )
         self._plain = kw == 1 and where.strides[1] == 1 and where.out[1] == where.size[1]
         self._plain = self._plain and where.before[1] == 0 and where.strides[0] == 1
         self._taps, self._reach = _phases(where)
@@ -241,7 +260,8 @@ class DepthwisePlan:
     they are unrolled once; moving down a kernel row is then an offset, as in `RowPlan`.
     """
 
-    def __init__(self, filters: Array, where: Windows, images: int, channels: int) -> None:
+    def __init__(self, packing: Packing, where: Windows, images: int, channels: int) -> None:
+        filters = packing.filters
         self._where, self._filters = where, filters
         height, width = where.out
         self._multiplier = filters.shape[0] // channels
@@ -249,7 +269,7 @@ class DepthwisePlan:
         self._segments = -(-width // segment)
         self._seen = (segment - 1) * where.strides[1] + (where.kernel[1] - 1) * where.dilations[1]
         self._seen += 1
-        self._matrices = self._toeplitz(filters)
+        self._matrices = packing.get(segment, self._toeplitz)
         self._taps, self._reach = _phases(where)
         rows = sum(height + reach for reach in self._reach.values())
         per_channel = rows * self._segments * self._seen

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 # A model whose shapes never repeat must not fill the memory.
-_LIMIT = 128
+_LIMIT = 64
 
 
 class Memo(dict[Key, Value], Generic[Key, Value]):

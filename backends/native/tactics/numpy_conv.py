@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from polytool.backends.native.tactics.base import Launch, Mode, Tactic
 from polytool.backends.native.tactics.conv_plans import (
     DepthwisePlan,
     GatherPlan,
+    Packing,
     PatchPlan,
     PointwisePlan,
     RowPlan,
@@ -85,6 +86,7 @@ class Convolution:
     pads: tuple[int, ...]
     auto_pad: str
     group: int
+    packings: dict[int, Packing] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, node: Node, filters: Array) -> Convolution:
@@ -110,15 +112,23 @@ class Convolution:
             return None
         if shape[1] != self.filters.shape[1] * self.group:
             return None
-        filters = self.filters
         view: Callable[[Array], Array] = np.ascontiguousarray
+        extra = 0
         if len(shape) == 3:
             first = self.group == 1 and shape[1] * shape[2] > 1 << 15  # then rows need no copy
-            where, filters = _widened(where, first), np.expand_dims(filters, 3 if first else 2)
+            where, extra = _widened(where, first), 3 if first else 2
             view = _with_last_axis if first else _with_third_axis
-        return self._choose(shape, where, filters), out, view
+        return self._choose(shape, where, self._packing(extra)), out, view
 
-    def _choose(self, shape: tuple[int, ...], where: Windows, filters: Array) -> Plan:
+    def _packing(self, extra: int) -> Packing:
+        """The filters, with an axis put in at `extra` where that is not 0."""
+        if extra not in self.packings:
+            filters = np.expand_dims(self.filters, extra) if extra else self.filters
+            self.packings.setdefault(extra, Packing(filters))
+        return self.packings[extra]
+
+    def _choose(self, shape: tuple[int, ...], where: Windows, packing: Packing) -> Plan:
+        filters = packing.filters
         images, channels = shape[:2]
         m = filters.shape[0]
         if where.is_pointwise and self.group == 1:
@@ -128,12 +138,12 @@ class Convolution:
         if len(where.out) != 2:
             return PatchPlan(filters, where, images, self.group)
         if self.group > 1 and self.group == channels:
-            return DepthwisePlan(filters, where, images, channels)
+            return DepthwisePlan(packing, where, images, channels)
         kw = where.kernel[1]
         unrolled = channels * math.prod(where.kernel) * math.prod(where.out)
         if self.group > 1 or kw > 16 or kw * channels < 32 or unrolled < 1 << 13:
             return PatchPlan(filters, where, images, self.group)
-        return RowPlan(filters, where, images)
+        return RowPlan(packing, where, images)
 
 
 def _with_last_axis(a: Array) -> Array:

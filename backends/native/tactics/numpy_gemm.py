@@ -54,7 +54,7 @@ class Gemm(Tactic):
         if node.attrs.get("transB"):
             matrix = matrix.T
         bias = stored_constant(rest[0], mode).reshape(-1) if rest and rest[0] is not None else None
-        return launch_gemm(layer, mode, ConstantMatrix(np.ascontiguousarray(matrix)), bias)
+        return launch_gemm(layer, mode, ConstantMatrix(matrix), bias)
 
 
 def _is_row(c: Tensor, node: Node, b: Tensor) -> bool:
