@@ -131,6 +131,13 @@ class LayerOracle(abc.ABC):
         """The operators between `inputs` and `wanted`, in execution order: `("MatMul", "Add")`."""
 
     @abc.abstractmethod
+    def nodes(self, inputs: Iterable[str], wanted: str) -> tuple[str, ...]:
+        """Display names of the ONNX nodes through which `wanted` depends on `inputs`, in order.
+
+        Where it depends on none of them, all nodes that it is computed by.
+        """
+
+    @abc.abstractmethod
     def evaluate(
         self, inputs: Feeds, wanted: Iterable[str], *, noise: float = 0.0, seed: int = 0
     ) -> Outputs:

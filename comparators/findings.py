@@ -63,6 +63,7 @@ class Finding:
         mean_own_error: over all samples.
         flips: elements that a discrete operator decided differently.
         reproducer: the command or file that reproduces this layer alone, once it exists.
+        patterns: the names by which the runner knows its nodes, as `layer_precisions` takes them.
         position: place in execution order.
     """
 
@@ -86,6 +87,7 @@ class Finding:
     mean_own_error: float | None = None
     flips: int = 0
     reproducer: str | None = None
+    patterns: tuple[str, ...] = ()
 
     @property
     def rank(self) -> tuple[int, float, int]:

@@ -19,8 +19,10 @@ from polytool.tensors import DType
 
 Array = np.ndarray[Any, Any]
 
+NOTHING_FINITE = "not judged: its inputs leave nothing finite, in the engine as in the model"
 _NOISE = 2.0**-20
 _LARGE = 256  # elements from which one draw of noise tells enough
+_DRAWS = 24  # of noise, after which a decision that stayed the same is no tie
 _TIE = 8.0  # units of roundoff within which a decision is a tie
 _NO_RANGE = Range(0.0, None, 0.0, 0, 0)
 
@@ -52,14 +54,15 @@ class Judgement:
         """Whether this look is the one to report."""
         return _size(self.excess) > _size(other.excess)
 
-    def finding(self, tap: Tap, position: int, mean: float | None, holds_bodies: bool) -> Finding:
+    def finding(self, tap: Tap, position: int, mean: float | None, slice_: Slice) -> Finding:
         """The row of the layer."""
         verdict, reason = self.verdict, self.reason
-        if holds_bodies and verdict != EXPECTED:
+        if slice_.holds_bodies and verdict != EXPECTED:
             verdict, reason = EXPECTED, "computed in bodies, whose layers are judged one by one"
         return Finding(
             layer=tap.layer,
-            nodes=tap.nodes,
+            nodes=slice_.nodes,
+            patterns=tap.nodes,
             tensors=(tap.tensor,),
             own_error=self.own,
             total_error=self.total,
@@ -210,7 +213,9 @@ def _beyond_ties(
     units = [budgets.unit_roundoff(DType.of(v)) for v in floats] or [2.0**-24]
     noise = _TIE * max(*units, budgets.operand_roundoff(tap.precision))
     wrong = value != alone
-    for draw in range(8):
+    for draw in range(_DRAWS):
+        if not wrong.any():
+            break
         noisy = oracle.evaluate(given, [tap.tensor], noise=noise, seed=seed + draw)[tap.tensor]
         if _comparable(noisy, value):
             wrong &= value != noisy
@@ -241,6 +246,10 @@ def _judge_floats(
     if own is None:
         reason = why_not_finite(engine, right, values, dtype)
         return Judgement(None, total, inherited, 0.0, None, 0.0, "broken", reason, where, values)
+    if engine.size and not (np.isfinite(engine) & np.isfinite(right)).any():
+        return Judgement(
+            0.0, total, inherited, 0.0, 0.0, 0.0, EXPECTED, NOTHING_FINITE, where, values
+        )
     condition = _condition(oracle, tap.tensor, given, right, seed) if own else 1.0
     quantises = any("Quantize" in op for op in slice_.operators)
     allowed = budgets.budget(dtype, tap.precision, condition, quantises)

@@ -20,7 +20,7 @@ import numpy as np
 
 from polytool.backends.base import Feeds, LayerOracle, Observable, Tap
 from polytool.comparators.findings import BROKEN, EXPECTED, SUSPICIOUS, Finding, Location
-from polytool.comparators.judge import Judgement, judge, relative_l2
+from polytool.comparators.judge import NOTHING_FINITE, Judgement, judge, relative_l2
 from polytool.comparators.slices import Slice, plan_slices
 from polytool.errors import UsageError
 
@@ -128,7 +128,7 @@ class _Walk:
             tap, found = self.taps[index], self.worst[index]
             total, count = self.sums.get(index, (0.0, 0))
             mean = total / count if count else None
-            rows.append(found.finding(tap, index, mean, self.slices[index].holds_bodies))
+            rows.append(found.finding(tap, index, mean, self.slices[index]))
         return rows
 
     def error_of(self, finding: Finding, feed: Feeds) -> tuple[Any, Any]:
@@ -159,7 +159,12 @@ class _Walk:
             for i, tap in enumerate(self.taps)
             if tap.nodes and i in self.slices and i not in self.worst
         ]
-        return (*self.moved, *self.skipped, *unseen)
+        drowned = [
+            f"{self.taps[i].tensor}: its inputs leave no finite value"
+            for i, found in sorted(self.worst.items())
+            if found.reason == NOTHING_FINITE
+        ]
+        return (*self.moved, *self.skipped, *unseen, *drowned)
 
 
 class _Sample:

@@ -16,6 +16,10 @@ _SUBNORMAL_SHARE = 0.1
 _CONDITION = 50.0
 _CONCENTRATED = 0.9
 _FEW = 0.1
+_MOVES = frozenset(
+    {"Cast", "Constant", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Shape", "Squeeze"}
+    | {"Transpose", "Unsqueeze"}
+)
 
 
 def value_range(engine: Array, exact: Array, dtype: DType | None) -> Range:
@@ -81,7 +85,8 @@ def why(
     if coarse:
         return coarse
     bits = -np.log2(np.linalg.norm(error) / np.linalg.norm(exact) / 0.41)
-    done = "+".join(operators[:4]) or "the layer"
+    named = tuple(dict.fromkeys(op for op in operators if op not in _MOVES)) or operators
+    done = "+".join(named[:4]) or "the layer"
     return (
         f"{done} keeps about {bits:.0f} bits where {_bits(dtype)} are expected: reduced operands "
         f"or accumulation, or another computation than the model's"

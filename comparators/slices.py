@@ -18,12 +18,14 @@ class Slice:
     Attributes:
         inputs: the nearest tensors seen before it.
         operators: the operators between them and it.
+        nodes: the ONNX nodes through which it depends on them.
         holds_bodies: an If, Loop or Scan is among them, whose bodies are judged layer by layer.
         done: tensors that no later slice needs.
     """
 
     inputs: tuple[str, ...]
     operators: tuple[str, ...]
+    nodes: tuple[str, ...] = ()
     holds_bodies: bool = False
     done: list[str] = field(default_factory=list)
 
@@ -47,14 +49,29 @@ def plan_slices(
             try:
                 found = oracle.frontier(tap.tensor, available)
                 operators = oracle.operators(found, tap.tensor)
+                nodes = oracle.nodes(found, tap.tensor)
             except UsageError as err:
                 skipped.append(f"{tap.tensor}: {err}")
             else:
                 control = bool(_CONTROL.intersection(operators))
-                slices[index] = Slice(found, operators, control and tap.layer == holder)
+                slices[index] = Slice(
+                    found,
+                    operators,
+                    _joined(tap.nodes, nodes),
+                    control and tap.layer == holder,
+                )
         available.add(tap.tensor)
     _plan_drops(taps, slices)
     return slices, skipped
+
+
+def _joined(known: tuple[str, ...], exact: tuple[str, ...]) -> tuple[str, ...]:
+    """The oracle's nodes in order, behind what only the runner knows.
+
+    A runner may have simplified the model before it ran it: what it has merged, such as a batch
+    normalisation that went into a convolution, it no longer names.
+    """
+    return tuple(dict.fromkeys((*(n for n in known if n not in exact), *exact)))
 
 
 def _plan_drops(taps: Sequence[Tap], slices: dict[int, Slice]) -> None:

@@ -130,7 +130,7 @@ def _search(
         tried += 1
         if progress is not None:
             progress(f"try {tried}: {len(kept)} of {len(layers)} layers in {precision}")
-        table = given | {n: precision for layer in kept for n in layers[layer].nodes}
+        table = given | {n: precision for layer in kept for n in layers[layer].patterns}
         candidate = NativeRunner(ready, **{**options, "layer_precisions": table})
         with candidate:
             outputs = (candidate.infer(sample) for sample in samples)
@@ -140,7 +140,7 @@ def _search(
     if fix.kept is None:
         reason = f"not even all {len(layers)} layers in {precision} meet {', '.join(targets)}"
         return {"layer_precisions": None, "reason": reason, "runs": fix.runs}
-    nodes = [n for layer in fix.kept for n in layers[layer].nodes]
+    nodes = [n for layer in fix.kept for n in layers[layer].patterns]
     return {
         "layer_precisions": given | dict.fromkeys(nodes, precision),
         "layers": list(fix.kept),
@@ -155,7 +155,7 @@ def _search(
 
 def _candidates(found: Location, precision: str) -> dict[str, Finding]:
     """Layers that could be kept in `precision`, the most important first, by layer name."""
-    lowered = [f for f in found.findings if f.precision not in (precision, "fp64") and f.nodes]
+    lowered = [f for f in found.findings if f.precision not in (precision, "fp64") and f.patterns]
     first: dict[str, Finding] = {}
     for finding in sorted(lowered, key=_importance):
         first.setdefault(finding.layer, finding)

@@ -101,6 +101,17 @@ class NativeOracle(LayerOracle):
         layers = self._slice({self._find(n) for n in inputs}, [self._find(wanted)])
         return tuple(node.op for layer in layers for node in layer.nodes)
 
+    def nodes(self, inputs: Iterable[str], wanted: str) -> tuple[str, ...]:
+        """The nodes through which `wanted` depends on `inputs`; see `LayerOracle`."""
+        reached = {self._find(n) for n in inputs}
+        layers = self._slice(reached, [self._find(wanted)])
+        chosen = []
+        for layer in layers:
+            if not reached.isdisjoint(layer.inputs):
+                reached.update(layer.outputs)
+                chosen.append(layer)
+        return tuple(dict.fromkeys(s for layer in chosen or layers for s in layer.origin))
+
     def evaluate(
         self, inputs: Feeds, wanted: Iterable[str], *, noise: float = 0.0, seed: int = 0
     ) -> Outputs:

@@ -138,6 +138,15 @@ def test_an_output_that_changes_between_runs_is_a_race(model, oracle):
     assert locate(runner, oracle, [FEEDS]).verdict == "race"
 
 
+def test_what_drowns_in_nan_is_not_called_judged(model, oracle):
+    runner, layer = with_fault(model, 2, lambda v: np.full_like(v, np.nan), "fp32")
+    found = locate(runner, oracle, [FEEDS], contributions=0)
+    assert found.first_broken is not None and found.first_broken.layer == layer.name
+    (last,) = [f for f in found.findings if f.tensors == ("y",)]
+    assert last.reason.startswith("not judged")
+    assert "y: its inputs leave no finite value" in found.not_checked
+
+
 def test_the_worst_sample_is_named(model, oracle):
     runner, layer = with_fault(model, 4, lambda v: v if v.shape[0] < 2 else v * 1.2, "fp32")
     small = {k: v[:1] for k, v in FEEDS.items()}
