@@ -28,6 +28,15 @@ def test_rows_by_constant_matrix(rows, depth, columns):
     assert covered == list(range(columns))
 
 
+@pytest.mark.parametrize(("rows", "depth", "columns"), [*SHAPES, (1, 900, 1500), (200, 600, 700)])
+def test_bytes_give_the_same_as_floats(rows, depth, columns):
+    matrix = byte_array(-128, 128, np.int8, depth, columns)
+    x = RNG.integers(0, 16, (rows, depth)).astype(np.float32)
+    out = np.full((rows, columns), np.nan, np.float32)
+    ConstantMatrix(matrix).multiply(x, out, None)
+    np.testing.assert_array_equal(out, x.astype(np.int64) @ matrix.astype(np.int64))
+
+
 @pytest.mark.parametrize(("rows", "depth", "columns"), SHAPES)
 def test_gemm_with_bias_and_activation(rows, depth, columns):
     weights = {"w": normal(columns, depth), "b": normal(columns)}

@@ -85,7 +85,7 @@ class ConstantMatrix:
     def _product(self, x: Array, out: Array, width: int, start: int, stop: int) -> None:
         """Columns start to stop; `start` is a multiple of `width`."""
         if not width:
-            np.matmul(x, self._columns(start, stop), out=out)
+            self._unpacked(x, out, start, stop)
             return
         first, last = start // width, stop // width
         whole = (last - first) * width
@@ -100,11 +100,17 @@ class ConstantMatrix:
                     part = packed[index : index + group]
                     np.matmul(x, _as_floats(part), out=blocks[index : index + group])
         if start + whole < stop:
-            np.matmul(x, self._columns(start + whole, stop), out=out[:, whole:])
+            self._unpacked(x, out[:, whole:], start + whole, stop)
 
-    def _columns(self, start: int, stop: int) -> Array:
+    def _unpacked(self, x: Array, out: Array, start: int, stop: int) -> None:
         columns = self._matrix[:, start:stop]
-        return columns if self._floats else _as_floats(columns)
+        if self._floats:
+            np.matmul(x, columns, out=out)
+            return
+        step = max(1, _CONVERTED // len(columns))
+        for first in range(0, stop - start, step):
+            part = _as_floats(columns[:, first : first + step])
+            np.matmul(x, part, out=out[:, first : first + step])
 
     def _pack(self, width: int) -> Array:
         packed = self._packed.get(width)

@@ -162,6 +162,7 @@ def blocks_of(total: int, target: int, multiple: int = 1) -> list[tuple[int, int
     return [(start, min(start + size, total)) for start in range(0, total, size)]
 
 
+_KEPT = 1 << 22
 _local = threading.local()
 
 
@@ -169,8 +170,11 @@ def scratch(slot: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """This thread's float32 buffer `slot`, uninitialised, valid until its next use.
 
     Pages that were touched before stay mapped, which is what makes it cheaper than `np.empty`.
+    What is larger than `_KEPT` elements is not kept.
     """
     size = math.prod(shape)
+    if size > _KEPT:
+        return np.empty(shape, np.float32)
     buffers: dict[str, np.ndarray[Any, Any]] | None = getattr(_local, "buffers", None)
     if buffers is None:
         buffers = _local.buffers = {}
