@@ -1,12 +1,13 @@
-"""Whole patterns that passes look for, in the forms that exporters write."""
+"""Several nodes at once: patterns that passes look for, as exporters write them, and bodies."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
+from onnx import helper
 
-from tests.property.growing import FLOAT, Growing, Skip, Value
+from tests.property.growing import BOOL, FLOAT, INT, Growing, Skip, Value
 from tests.property.random_nodes import (
     Maker,
     batch_normalization,
@@ -130,3 +131,50 @@ def attention(g: Growing) -> None:
         scores = pointwise(g, "Add", scores, g.input(FLOAT, mask))
     g.add("Softmax", [scores], [(FLOAT, scores.shape)], exact=False, axis=-1)
     g.add("MatMul", [last(g), v], [(FLOAT, (batch, heads, queries, v.shape[-1]))], exact=False)
+
+
+@block
+def branched(g: Growing) -> None:
+    """An If whose branches read tensors from outside."""
+    x = g.pick()
+    y = g.one([v for v in g.pool if v.kind == FLOAT and v.shape == x.shape])
+    fits = [v for v in g.pool if v.kind == BOOL and v.size == 1 and v.exact]
+    told = g.one([*fits, g.constant(np.bool_(g.number(0, 1)))])
+    branches = {}
+    for name, op, other in (("then_branch", "Add", x), ("else_branch", "Mul", y)):
+        result = f"{name}{len(g.nodes)}"
+        node = helper.make_node(op, [x.name, other.name], [result])
+        info = helper.make_tensor_value_info(result, FLOAT, x.shape)
+        branches[name] = helper.make_graph([node], name, [], [info])
+    g.add("If", [told], [(FLOAT, x.shape)], exact=False, **branches)
+
+
+@block
+def looped(g: Growing) -> None:
+    """A Loop that carries one tensor, reads another from outside and stacks what it sees."""
+    x = g.pick()
+    y = g.constant(g.values(FLOAT, x.shape[-1:]))
+    trips = g.number(0, 3)
+    tag = len(g.nodes)
+    names = {n: f"loop{tag}_{n}" for n in ("i", "c", "v", "d", "w", "s")}
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", [names["c"]], [names["d"]]),
+            helper.make_node("Add", [names["v"], y.name], [names["w"]]),
+            helper.make_node("Tanh", [names["w"]], [names["s"]]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info(names["i"], INT, ()),
+            helper.make_tensor_value_info(names["c"], BOOL, ()),
+            helper.make_tensor_value_info(names["v"], FLOAT, x.shape),
+        ],
+        [
+            helper.make_tensor_value_info(names["d"], BOOL, ()),
+            helper.make_tensor_value_info(names["w"], FLOAT, x.shape),
+            helper.make_tensor_value_info(names["s"], FLOAT, x.shape),
+        ],
+    )
+    count, go = g.constant(np.int64(trips)), g.constant(np.bool_(True))
+    results = [(FLOAT, x.shape), (FLOAT, (trips, *x.shape))]
+    g.add("Loop", [count, go, x], results, exact=False, body=body)
