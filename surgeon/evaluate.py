@@ -11,6 +11,7 @@ from onnx import AttributeProto
 
 from polytool.arrays import to_tensor
 from polytool.backends.native.ops import registry
+from polytool.backends.native.ops.cast import narrow
 from polytool.errors import PolytoolError
 from polytool.surgeon.graph import Node
 from polytool.tensors import DType
@@ -137,7 +138,7 @@ def _stored(value: Any, dtype: DType | None) -> Any:
     value = np.asarray(value)
     if dtype is None or value.dtype == dtype.numpy:
         return value
-    return value.astype(dtype.numpy)
+    return (narrow(value) if dtype in _REDUCED else value).astype(dtype.numpy)
 
 
 def _with_onnxruntime(node: Node, inputs: Sequence[Any]) -> list[Any]:

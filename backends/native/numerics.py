@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from polytool.backends.native.ops.cast import narrow
 from polytool.tensors import DType
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -45,7 +46,8 @@ def store(value: Array, dtype: DType, *, wide: bool) -> Array:
     kind = storage(dtype, wide=wide)
     if wide or dtype not in (DType.FLOAT16, DType.BFLOAT16):
         return value if value.dtype == kind else value.astype(kind)
-    if value.dtype != _FLOAT32:  # a detour over float32 would round twice
+    value = narrow(value)  # float64 must not be rounded twice
+    if value.dtype != _FLOAT32:
         return value.astype(dtype.numpy).astype(_FLOAT32)
     return round_float16(value) if dtype is DType.FLOAT16 else round_bfloat16(value)
 

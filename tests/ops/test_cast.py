@@ -177,3 +177,13 @@ def test_bits_of_another_size_are_refused(call: Call) -> None:
             in_dtypes=(DType.FLOAT,),
             out_dtypes=(DType.INT64,),
         )
+
+
+@pytest.mark.parametrize("to", [DType.FLOAT16, DType.BFLOAT16])
+def test_doubles_are_rounded_once_to_what_is_stored(call: Call, to: DType) -> None:
+    step = 2.0**-10 if to is DType.FLOAT16 else 2.0**-7
+    x = np.array([1 + step / 2 + 1e-12, 1 + step * 1.5 - 1e-12, -1 - step / 2 - 1e-12, 1e300, NAN])
+    expected = np.float32([1 + step, 1 + step, -1 - step, INF, NAN])
+    stored = cast(call, x, to)
+    assert stored.dtype == np.float32
+    np.testing.assert_array_equal(stored, expected)

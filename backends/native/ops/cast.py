@@ -103,9 +103,9 @@ def convert(xp: Any, x: Array, to: DType, saturate: bool, round_mode: str) -> Ar
     if to in _STORED_WIDE:
         return _to_float(x, to)
     if to is DType.FLOAT8E8M0:
-        return _to_e8m0(_narrow(_to_float(x, to)), saturate, round_mode)
+        return _to_e8m0(narrow(_to_float(x, to)), saturate, round_mode)
     if to in _FLOAT8_MAX or (to.is_float and to.bits < 8):
-        value = _narrow(_to_float(x, to))
+        value = narrow(_to_float(x, to))
         if saturate and to in _FLOAT8_MAX:
             value = np.clip(value, -_FLOAT8_MAX[to], _FLOAT8_MAX[to])
         return value.astype(to.numpy)
@@ -127,14 +127,14 @@ def _beyond_double(x: Array) -> bool:
     return int(x.max()) > _EXACT_IN_DOUBLE or int(x.min()) < -_EXACT_IN_DOUBLE
 
 
-def _narrow(x: Array) -> Array:
+def narrow(x: Array) -> Array:
     """float64 to float32, rounded to odd, so that a second rounding gives what one would."""
     if x.dtype != np.float64:
         return x
     near = x.astype(np.float32)
     bits = near.view(np.int32)
     bits = bits - (np.abs(near) > np.abs(x)).astype(np.int32)  # toward zero
-    return np.where(near == x, near, (bits | 1).view(np.float32)) + np.where(np.isnan(x), x, 0)
+    return np.where(near == x, near, (bits | 1).view(np.float32))
 
 
 def _to_e8m0(x: Array, saturate: bool, round_mode: str) -> Array:
