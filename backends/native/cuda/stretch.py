@@ -76,6 +76,7 @@ class Stretch:
         self._steps = recorder.steps
         self._place()
         self._launches = self._choose(timings)
+        self._fill(values)  # timing left garbage, which is no index
         self._capture()
 
     def _place(self) -> None:
@@ -139,8 +140,7 @@ class Stretch:
 
     def run(self, values: dict[Tensor, Any], watch: Watch | None = None) -> None:
         """Read inputs from `values`, and put outputs there."""
-        for tensor, view in self._inputs:
-            self._upload(values[tensor], self._address(view))
+        self._fill(values)
         if watch is not None:
             self._watched(values, watch)
         elif self._graph is not None:
@@ -148,6 +148,11 @@ class Stretch:
         values.update(self._host)
         for tensor, view in self._outputs:
             values[tensor] = DeviceArray(self._address(view), view.shape, view.dtype)
+
+    def _fill(self, values: dict[Tensor, Any]) -> None:
+        """Bring the inputs to where they lie."""
+        for tensor, view in self._inputs:
+            self._upload(values[tensor], self._address(view))
 
     def _upload(self, value: Any, address: int) -> None:
         if isinstance(value, DeviceArray):
