@@ -240,6 +240,23 @@ def test_overlapped_launches_see_complete_results(memory, rng):
     assert error(memory.get(out, (128, 128), "f2"), expected) < 5e-3
 
 
+def test_a_product_of_two_activations_waits_for_both(memory, rng):
+    epilogue = gemm.Epilogue(Tree((S,), (Step.of("Cast", 0, dtype=H),)))
+    tile, device = gemm.Tile(64, 64, 4, 1, 6, True), driver.device()
+    op = gemm.Gemm(H, epilogue, tile, constant=False)
+    x = rng.standard_normal((1024, 1024)).astype("f2") * 0.05
+    at = [memory.put(x), *(memory.put(np.zeros_like(x)) for _ in range(3))]
+    plan = op.plan(gemm.Matrix(1024, 1024, 1024))
+    pairs = ((0, 0, 1), (1, 1, 2), (2, 2, 3))  # both operands are the last result
+    for a, b, out in pairs:
+        for run in launch.prepare_plan(plan, device, [at[a], at[b], at[out]]):
+            run(memory.stream)
+    value = x
+    for _ in pairs:
+        value = (value.astype("f8") @ value.astype("f8").T).astype("f2")
+    assert error(memory.get(at[-1], x.shape, "f2"), value) < 1e-2
+
+
 def test_a_captured_graph_gives_the_same_bits_every_time(memory, rng):
     launches, out, _ = chain(memory, rng)
     for run in launches:

@@ -334,6 +334,8 @@ class Gemm:
         dtype: of A and B; float32 means tf32 products.
         image: form of A (see gemm.cuh).
         vector: columns a store; all operands with columns must be aligned to it.
+        constant: B and the column operands are constants, so they may be read before the launches
+            in front have finished. Must be False for a product of two activations.
     """
 
     dtype: DType
@@ -341,6 +343,7 @@ class Gemm:
     tile: Tile
     image: int = 0
     vector: int = 8
+    constant: bool = True
 
     @cached_property
     def kernel(self) -> Kernel:
@@ -362,6 +365,7 @@ class Gemm:
             "VEC": self.vector,
             "IMAGE": self.image,
             "GROUP": int(tile.group),
+            "CONSTANT_B": int(self.constant),
         }
         if self.dtype is DType.FLOAT:
             defines["ROUND_TF32"] = 1
@@ -435,9 +439,16 @@ def vector_width(n: int, dtypes: Sequence[DType]) -> int:
 
 
 def candidates(
-    dtype: DType, epilogue: Epilogue, problem: Problem, multiprocessors: int = 132
+    dtype: DType,
+    epilogue: Epilogue,
+    problem: Problem,
+    multiprocessors: int = 132,
+    *,
+    constant: bool = True,
 ) -> list[tuple[Gemm, int]]:
     """Tile shapes with a split of k that are worth timing for `problem`.
+
+    `constant` is that of `Gemm`: False when B or a column operand is computed.
 
     Raises:
         UnsupportedError: the operands' rows are not aligned to 16 bytes.
@@ -459,7 +470,7 @@ def candidates(
         tiles = -(-problem.m // tile.m) * -(-n // tile.n) * problem.batch
         if tile.n > max(32, 2 * n) or tile.m > max(32, 2 * problem.m):
             continue
-        gemm = Gemm(dtype, epilogue, tile, problem.image(slice_k), vector)
+        gemm = Gemm(dtype, epilogue, tile, problem.image(slice_k), vector, constant)
         if gemm.shared > SHARED_LIMIT:
             continue
         for split in SPLITS:

@@ -7,7 +7,8 @@
 //
 // Macros: T_IN, T_OUT, ACC, MMA, BM, BN, WARPS_M, WARPS_N, STAGES, VEC (columns a store),
 // IMAGE (0: matrix, 1: convolution, 2: convolution whose channels fill whole slices), GROUP (1: the
-// four warps of a warpgroup multiply 64 rows straight from shared memory; WARPS_M is a multiple of 4).
+// four warps of a warpgroup multiply 64 rows straight from shared memory; WARPS_M is a multiple of 4),
+// CONSTANT_B (1: B and the column operands were there before the predecessor began).
 
 struct gemm_shape {
     int m, n, k, tiles_m, tiles_n, col_batch;
@@ -132,6 +133,7 @@ GLOBAL(KERNEL, THREADS)(const T_IN* a, const T_IN* __restrict__ b, T_OUT* d, gem
     };
 
     // weights do not depend on the predecessor: fetch them while it still runs
+    if (!CONSTANT_B) wait_predecessor();
     unsigned char* columns = shared + MAIN_BYTES;
     stage_columns(columns, tid, n0, g.n, batch * g.col_batch EPILOGUE_ARGS);
 #pragma unroll 1
