@@ -23,7 +23,7 @@ from polytool.arrays import packed_size
 from polytool.backends.onnxrt.cut import Cutter
 from polytool.backends.onnxrt.session import SessionConfig, clean, open_session
 from polytool.backends.onnxrt.source import Source
-from polytool.backends.onnxrt.values import parse_type, view_ort
+from polytool.backends.onnxrt.values import nbytes_of, parse_type, view_ort
 from polytool.errors import RunnerError
 from polytool.model import nodes, tensors
 from polytool.tensors import DType
@@ -165,7 +165,7 @@ class Segments:
         nbytes = 0
         for name in segment.outputs:
             value = made.pop(0)
-            nbytes += value.tensor_size_in_bytes() if _is_numeric(value) else 0
+            nbytes += nbytes_of(value)
             if name in self._shown:
                 see(name, view_ort(value))
             if self._last_use.get(name, -1) >= segment.stop:
@@ -227,10 +227,6 @@ def _nbytes(tensor: onnx.TensorProto) -> int:
         return packed_size(DType(tensor.data_type), tuple(tensor.dims))
     except ValueError:
         return 0  # a type that polytool does not know; onnxruntime will say what it thinks of it
-
-
-def _is_numeric(value: Any) -> bool:
-    return bool(value.is_tensor() and value.element_type() != onnx.TensorProto.STRING)
 
 
 def _type_proto(text: str) -> onnx.TypeProto:

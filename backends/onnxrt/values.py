@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from polytool.arrays import decode_raw, to_tensor
+from polytool.arrays import decode_raw, packed_size, to_tensor
 from polytool.backends.onnxrt.session import SessionConfig, onnxruntime, open_session
 from polytool.backends.onnxrt.source import Source
 from polytool.errors import RunnerError, UsageError
@@ -66,7 +66,7 @@ def from_ort(value: Any) -> Any:
     if dtype in NUMPY_TYPES:
         return value.numpy()
     shape = tuple(value.shape())
-    raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes()) if all(shape) else b""
+    raw = ctypes.string_at(value.data_ptr(), packed_size(dtype, shape)) if all(shape) else b""
     return decode_raw(raw, dtype, shape, "a value of onnxruntime").copy()
 
 
@@ -78,6 +78,13 @@ def view_ort(value: Any) -> Any:
         except (AttributeError, TypeError, BufferError, RuntimeError):
             return value.numpy()  # an older onnxruntime
     return from_ort(value)
+
+
+def nbytes_of(value: Any) -> int:
+    """Bytes of a tensor; 0 for strings and everything that is no tensor."""
+    if not value.is_tensor():
+        return 0
+    return packed_size(DType(value.element_type()), tuple(value.shape()))
 
 
 def _constant(array: np.ndarray[Any, Any]) -> Any:
