@@ -158,6 +158,8 @@ def maker(name: str, options: dict[str, Any]) -> MakeRunner:
     """How to make the runner called `name` for a model."""
     if name == "reference":
         return Reference
+    if name == "onnxrt" and "device" in options:
+        options = {"providers": [options["device"]]}
     return lambda model: polytool.runner(name, model, **options)
 
 

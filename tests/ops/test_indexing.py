@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from polytool.errors import PolytoolError
+
 Call = Any
 
 
@@ -105,6 +107,11 @@ def test_top_k_prefers_the_first_of_equals(
         np.testing.assert_array_equal(places, expected)
         np.testing.assert_array_equal(values, np.take_along_axis(x, expected, 1))
         assert (values.dtype, places.dtype) == (kind, np.int64)
+
+
+def test_top_k_of_more_than_there_is(call: Call) -> None:
+    with pytest.raises(PolytoolError, match="5 of 4 elements along axis -1"):
+        call("TopK", np.zeros((2, 4)), ints(5))
 
 
 def test_top_k_of_extreme_values(call: Call) -> None:

@@ -181,10 +181,14 @@ def tile(xp: Any, x: Array, repeats: Array) -> Array:
 
 
 @shape("Tile")
-def tile_shape(x: Arg, repeats: Arg) -> Dims | None:
-    """Each dimension times its repeats."""
-    if repeats.value is None:
+def tile_shape(x: Arg, repeats: Arg, axis: Arg | None = None) -> Dims | None:
+    """Each dimension times its repeats; in version 1 only one."""
+    if repeats.value is None or (axis is not None and axis.value is None):
         return None
+    if axis is not None:
+        dims = list(x.shape)
+        dims[int(axis.value.item())] *= int(repeats.value.item())
+        return tuple(dims)
     return tuple(d * r for d, r in zip(x.shape, repeats.value.tolist(), strict=True))
 
 

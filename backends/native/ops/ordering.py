@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from polytool.backends.native.ops.registry import Arg, Array, Node, op, shape, upgrade
+from polytool.errors import RunnerError
 
 Dims = tuple[int, ...]
 
@@ -20,6 +21,8 @@ def top_k(
     last = axis in (-1, x.ndim - 1)
     rows = x if last else xp.moveaxis(x, axis, -1)
     length = rows.shape[-1]
+    if count > length:
+        raise RunnerError(f"TopK cannot take {count} of {length} elements along axis {axis}")
     places = None
     if xp is np and length > 64 and count * 8 <= length:
         places = _selected(np.ascontiguousarray(rows).reshape(-1, length), count, bool(largest))
