@@ -56,9 +56,10 @@ class ConstantMatrix:
                 finish(out[None], *everything)
             return
         unit = width or 16
-        target = max(unit, min((1 << 15) // rows, -(-columns // (2 * pool().size))))
-        if not width:
-            target = -(-columns // pool().size)
+        each = 1 if not width or work < 4 * _SMALL else 2  # blocks a thread
+        target = -(-columns // (each * pool().size))
+        if width:
+            target = max(unit, min((1 << 16) // rows, target))
         size = -(-target // unit) * unit
         starts = range(0, columns, size)
 

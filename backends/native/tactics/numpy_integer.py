@@ -22,7 +22,7 @@ from polytool.backends.native.tactics.gemm_plans import ConstantMatrix
 from polytool.backends.native.tactics.memo import Memo
 from polytool.backends.native.tactics.numpy_conv import Convolution, Plan
 from polytool.backends.native.tactics.numpy_generic import Generic, stored_constant
-from polytool.backends.native.tactics.pointwise import EXACT
+from polytool.backends.native.tactics.pointwise import EXACT, clip
 from polytool.backends.native.tactics.pool import parallel, scratch
 from polytool.tensors import DType
 
@@ -265,7 +265,7 @@ def quantize_blocks(x: Array, scale: np.float32, zero: np.float32, out: Array) -
         values = scratch("quantized", part.shape)
         np.divide(part, scale, out=values)
         np.rint(values, out=values)
-        np.clip(values, low, high, out=values)
+        clip(values, low, high, values)
         np.add(values, zero, out=values)
         np.copyto(out[start : start + _BLOCK], values, casting="unsafe")
 

@@ -19,7 +19,7 @@ from polytool.backends.native.tactics.base import Launch, Mode, Tactic
 from polytool.backends.native.tactics.gemm_plans import ConstantMatrix
 from polytool.backends.native.tactics.numpy_generic import Generic, stored_constant
 from polytool.backends.native.tactics.numpy_integer import byte_range, column_bound
-from polytool.backends.native.tactics.pointwise import EXACT, FLOAT, stored_as
+from polytool.backends.native.tactics.pointwise import EXACT, FLOAT, clip, stored_as
 from polytool.backends.native.tactics.pool import parallel
 
 Array = np.ndarray[Any, Any]
@@ -256,7 +256,7 @@ def _dynamic_product(x: Array, matrix: ConstantMatrix, scales: Array, out: Array
     scale, zero = byte_range(x)
     values = np.divide(x, scale)
     np.rint(values, out=values)
-    np.clip(values, -zero, np.float32(255) - zero, out=values)
+    clip(values, -zero, np.float32(255) - zero, values)
     matrix.multiply(values, out, None)
     out *= scales * scale
 
