@@ -213,11 +213,17 @@ def _multiply(
     rec: Recorder, dtype: DType, epilogue: Epilogue, problem: Problem, views: Sequence[View]
 ) -> None:
     """Record every tile shape worth timing."""
-    found = candidates(dtype, epilogue, problem)
+    # what was there before the inference may be read before the launches in front have finished
+    early = [
+        views[1],
+        *(v for v, k in zip(views[2:], epilogue.operands, strict=False) if k == "column"),
+    ]
+    constant = all(v.storage.make is not None for v in early)
+    found = candidates(dtype, epilogue, problem, constant=constant)
     if not found:
         raise UnsupportedError("no tile shape fits the product")
     plans: list[Plan] = [gemm.plan(problem, split) for gemm, split in found]
-    signature = f"gemm {dtype.label} {problem!r} {epilogue!r}"
+    signature = f"gemm {dtype.label} {problem!r} {epilogue!r} {constant}"
     rec.launch(plans, views, signature=signature)
 
 
