@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from polytool.model import Model, Source
 
 Progress = Callable[[str], None]
+_EXTRA_FLOPS = 1e9
+_MOST_EXTRA = 1000
 _MEASURED = 48  # layers whose contribution is measured before a fix is searched
 
 
@@ -136,7 +138,7 @@ def _search(
             outputs = (candidate.infer(sample) for sample in samples)
             return all(met(o, r) for o, r in zip(outputs, references, strict=True))
 
-    fix = find_fix(list(layers), accepts)
+    fix = find_fix(list(layers), accepts, extra_runs=_extra_runs(runner, samples))
     if fix.kept is None:
         reason = f"not even all {len(layers)} layers in {precision} meet {', '.join(targets)}"
         return {"layer_precisions": None, "reason": reason, "runs": fix.runs}
@@ -166,6 +168,21 @@ def _importance(finding: Finding) -> tuple[float, float, int]:
     if finding.own_error is None:  # NaN or Inf
         return -1e30, 0.0, finding.position
     return -(finding.contribution or 0.0), -finding.own_error, finding.position
+
+
+def _extra_runs(runner: NativeRunner, samples: Sequence[Feeds]) -> int:
+    """How many more sets may be tried; by FLOPs, so that it is the same on every machine."""
+    flops = sum(_flops(runner, sample) for sample in samples)
+    return min(_MOST_EXTRA, int(_EXTRA_FLOPS // max(1, flops)))
+
+
+def _flops(runner: NativeRunner, sample: Feeds) -> int:
+    import numpy as np
+
+    from polytool.backends.native.flops import layer_flops
+
+    shapes = {name: np.shape(value) for name, value in sample.items()}
+    return int(sum(layer_flops(runner.engine.network, shapes).values()))
 
 
 def _cost(runner: NativeRunner, kept: Sequence[str], sample: Feeds) -> dict[str, Any]:

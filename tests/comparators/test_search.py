@@ -59,3 +59,14 @@ def test_the_number_of_runs_is_bounded():
     runs = []
     fix = find_fix(names, lambda kept: runs.append(kept) or len(kept) >= 150, most_runs=50)
     assert fix.kept is not None and len(runs) <= 60 and len(fix.kept) >= 150
+
+
+def test_a_set_that_no_order_suggests_is_found_with_extra_runs():
+    names = [f"layer{i}" for i in range(11)]
+    lucky = {"layer0", "layer6", "layer9"}
+
+    def accepts(kept):
+        return lucky == kept or len(kept) >= 8
+
+    assert len(find_fix(names, accepts).kept or ()) == 8
+    assert set(find_fix(names, accepts, extra_runs=1000).kept or ()) == lucky
