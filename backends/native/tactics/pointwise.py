@@ -25,8 +25,7 @@ from polytool.backends.native.ops.special import erf, gelu
 from polytool.tensors import DType
 
 clip: Any = umath.clip  # type: ignore[attr-defined]  # np.clip costs microseconds a call
-EXACT = 1 << 24
-"""Below it float32 holds every integer, and adds them exactly."""
+EXACT = 1 << 24  # below it float32 holds every integer, and adds them exactly
 FLOAT, BOOL = np.dtype(np.float32), np.dtype(np.bool_)
 _FLOATS = (DType.FLOAT, DType.FLOAT16, DType.BFLOAT16)
 Value = int
