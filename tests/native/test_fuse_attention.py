@@ -10,7 +10,12 @@ from polytool import NativeRunner
 RNG = np.random.default_rng(0)
 FEEDS = {n: RNG.standard_normal((2, 6, 4, 8)).astype(np.float32) for n in "qkv"}
 FEEDS["mask"] = np.where(RNG.random((2, 1, 1, 6)) < 0.3, -1e4, 0).astype(np.float32)
-CONSTANTS = {"s": np.float32(8**-0.25), "r": np.float32(8**0.5), "w": FEEDS["v"][:, :, :, :1]}
+CONSTANTS = {
+    "zero": np.float32(0),
+    "s": np.float32(8**-0.25),
+    "r": np.float32(8**0.5),
+    "w": FEEDS["v"][:, :, :, :1],
+}
 
 
 def kinds(body: str, **options) -> list[str]:
@@ -51,6 +56,20 @@ def kinds(body: str, **options) -> list[str]:
 def test_attention_is_found(scores, options):
     found = kinds(f"{scores} p = Softmax(x) y = MatMul(p, c)", **options)
     assert "Attention" in found and "Softmax" not in found and found.count("Transpose") == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "fp16"}])
+def test_a_guard_against_rows_that_see_nothing_belongs_to_it(options):
+    body = """x0 = MatMul(a, b) x = Add(x0, mask) s0 = Softmax(x) n = IsNaN(s0)
+              p = Where(n, zero, s0) y = MatMul(p, c)"""
+    assert "IsNaN" not in kinds(body, **options)
+
+
+def test_rows_that_see_nothing_give_zeros(monkeypatch):
+    monkeypatch.setitem(FEEDS, "mask", np.full((2, 1, 1, 6), -np.inf, np.float32))
+    body = """x0 = MatMul(a, b) x = Add(x0, mask) s0 = Softmax(x) n = IsNaN(s0)
+              p = Where(n, zero, s0) y = MatMul(p, c)"""
+    assert "Attention" in kinds(body)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """Scaled dot-product attention that exporters write out becomes one operator again.
 
 * `MatMul(Softmax(MatMul(q, k^T) [* scale] [+ mask]), v)  =>  Attention(q, k, v, mask, scale)`
+* the same with `Where(IsNaN(p), 0, p)` behind the softmax, as torch writes it
+
+A row whose mask is -inf throughout gives zeros, as the guard does; without the guard it was NaN.
 
 The scale may stand on the scores, on q, on k^T, or be split over q and k^T (torch does that). The
 transposed k comes from a Transpose, whose permutation is corrected, or is transposed back.
@@ -126,7 +129,7 @@ def _match(graph: Graph, softmax: Node) -> _Found | None:
     axis = softmax.attrs.get("axis", -1)
     if scores_in is None or scores_in.shape is None or len(scores_in.shape) != _RANK:
         return None
-    (weights,) = softmax.writes()
+    weights, guard = _guarded(graph, softmax)
     mixed = graph.reader(weights, "MatMul")
     if mixed is None or mixed.inputs[0] is not weights or axis not in (-1, _RANK - 1):
         return None
@@ -146,11 +149,28 @@ def _match(graph: Graph, softmax: Node) -> _Found | None:
     kt, k_factor, k_nodes = _unscale(graph, kt)
     if kt.constant is not None or not _four(kt) or not _four(q):
         return None
-    inner = [*q_nodes, *k_nodes, product, *scaling, *nodes, softmax, mixed]
-    interior = [t for n in inner[:-1] for t in n.writes()]
-    if not all(graph.only(t) for t in interior):
+    inner = [*q_nodes, *k_nodes, product, *scaling, *nodes, softmax, *guard, mixed]
+    interior = {
+        t: 2 if guard and t in softmax.outputs else 1 for n in inner[:-1] for t in n.writes()
+    }
+    if not all(graph.only(t, count) for t, count in interior.items()):
         return None
     return _Found(q, kt, v, mask, inner, scale * q_factor * k_factor)
+
+
+def _guarded(graph: Graph, softmax: Node) -> tuple[Tensor, list[Node]]:
+    """The weights behind `Where(IsNaN(p), 0, p)`: torch's guard for rows that see nothing."""
+    (weights,) = softmax.writes()
+    nodes = graph.consumers(weights)
+    test = next((n for n in nodes if n.op == "IsNaN"), None)
+    choice = next((n for n in nodes if n.op == "Where"), None)
+    if test is None or choice is None or len(nodes) != 2:
+        return weights, []
+    chosen = [*test.writes()], choice.inputs[2] is weights, scalar(choice.inputs[1]) == 0.0
+    if chosen != ([choice.inputs[0]], True, True):
+        return weights, []
+    (guarded,) = choice.writes()
+    return guarded, [test, choice]
 
 
 def _four(tensor: Tensor) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.network import Layer, Network, Node, Tensor
 from polytool.backends.native.passes.precision import precision_of
+from polytool.tensors import DType
 
 
 class Graph:
@@ -18,13 +19,13 @@ class Graph:
         self.network = network
         self.producer: dict[Tensor, Layer] = {}
         self.readers: dict[Tensor, int] = {}
-        self._reader: dict[Tensor, Layer] = {}
+        self._readers: dict[Tensor, list[Layer]] = {}
         for layer in network.layers:
             for tensor in layer.outputs:
                 self.producer[tensor] = layer
             for tensor in layer.inputs:
                 self.readers[tensor] = self.readers.get(tensor, 0) + 1
-                self._reader[tensor] = layer
+                self._readers.setdefault(tensor, []).append(layer)
         for tensor in network.outputs:
             self.readers[tensor] = self.readers.get(tensor, 0) + 1
 
@@ -41,10 +42,12 @@ class Graph:
 
     def reader(self, tensor: Tensor, *ops: str) -> Node | None:
         """The one node that reads `tensor`, if it is unfused and one of `ops`."""
-        layer = self._reader.get(tensor)
-        if layer is None or not self.only(tensor) or len(layer.nodes) > 1:
-            return None
-        return layer.nodes[0] if layer.nodes[0].op in ops else None
+        found = self.consumers(tensor)
+        return found[0] if len(found) == 1 and self.only(tensor) and found[0].op in ops else None
+
+    def consumers(self, tensor: Tensor) -> list[Node]:
+        """The unfused nodes that read `tensor`, in order."""
+        return [x.nodes[0] for x in self._readers.get(tensor, ()) if len(x.nodes) == 1]
 
     def rewrite(self, replaced: dict[int, Node]) -> None:
         """Put each new node in the place of the old node that produced its last output.
@@ -96,7 +99,7 @@ def sources(*nodes: Node | None) -> tuple[str, ...]:
 
 
 def same_precision(config: BuilderConfig, nodes: Iterable[Node]) -> bool:
-    """Whether all nodes write one type and will be lowered to one precision."""
+    """Whether all nodes write one type (or bool) and will be lowered to one precision."""
     nodes = list(nodes)
-    types = {t.dtype for n in nodes for t in n.writes()}
+    types = {t.dtype for n in nodes for t in n.writes()} - {DType.BOOL}
     return len(types) == 1 and len({precision_of(n, config) for n in nodes}) == 1
