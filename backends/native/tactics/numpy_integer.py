@@ -29,6 +29,7 @@ from polytool.tensors import DType
 Array = np.ndarray[Any, Any]
 _BYTES = (DType.INT8, DType.UINT8)
 _BLOCK = 1 << 15
+_COLUMNS = 1 << 20
 _ZERO, _FULL = np.float32(0), np.float32(255)
 
 
@@ -54,12 +55,27 @@ def _weights(node: Node, mode: Mode, columns: int) -> Array | None:
     return values.astype(np.int8, copy=False)
 
 
-def column_bound(weights: Array, axes: tuple[int, ...]) -> int:
-    """No partial sum over `axes` of products with centred 8-bit values has a larger magnitude."""
-    kind = np.int64 if weights.dtype.kind == "i" else np.float64
-    positive = np.maximum(weights, 0).sum(axis=axes, dtype=kind).max(initial=0)
-    negative = -np.minimum(weights, 0).sum(axis=axes, dtype=kind).min(initial=0)
-    return int(255 * max(positive, negative))
+def column_bound(weights: Array) -> int:
+    """No partial sum of a column's products with centred 8-bit values has a larger magnitude.
+
+    The column sums are products with ones: exact, because a column whose float32 sum would round
+    is far beyond what the bound is compared with.
+    """
+    depth, columns = weights.shape
+    bound = 0.0
+    step = max(1, _COLUMNS // max(1, depth))
+    ones = np.ones(depth, np.float32)
+    for start in range(0, columns, step):
+        part = weights[:, start : start + step].astype(np.float32)
+        total = ones @ part
+        size = ones @ np.abs(part, out=part)
+        bound = max(bound, float((size + np.abs(total)).max()) / 2)
+    return math.ceil(255 * bound)
+
+
+def filter_bound(weights: Array) -> int:
+    """`column_bound` of convolution filters (M, ...)."""
+    return column_bound(weights.reshape(len(weights), -1).T)
 
 
 def _takes_bytes(node: Node) -> bool:
@@ -124,7 +140,7 @@ class IntegerGemm(Tactic):
             return False
         weights = _weights(node, mode, 1)
         return weights is not None and 0 < len(_halves(weights)) <= (
-            2 if _finishes(layer, mode, column_bound(weights, (0,))) else 1
+            2 if _finishes(layer, mode, column_bound(weights)) else 1
         )
 
     def compile(self, layer: Layer, mode: Mode) -> Launch:
@@ -132,7 +148,7 @@ class IntegerGemm(Tactic):
         assert weights is not None
         cuts = _halves(weights)
         parts = [ConstantMatrix(weights[a:b]) for a, b in cuts]
-        epilogue = Epilogue(layer, mode, None, axis=2, bound=column_bound(weights, (0,)))
+        epilogue = Epilogue(layer, mode, None, axis=2, bound=column_bound(weights))
         centre = _Centre(layer, mode)
         depth, columns = weights.shape
         fallback = Generic().compile(layer, mode)
@@ -167,7 +183,7 @@ def _halves(weights: Array) -> list[tuple[int, int]]:
     """The reduced axis whole or in two, so that float32 is exact; empty where that fails."""
     depth = len(weights)
     for cuts in ([(0, depth)], [(0, depth // 2), (depth // 2, depth)]):
-        if all(column_bound(weights[a:b], (0,)) < EXACT for a, b in cuts):
+        if all(column_bound(weights[a:b]) < EXACT for a, b in cuts):
             return cuts
     return []
 
@@ -187,16 +203,14 @@ class IntegerConv(Tactic):
         weights = _weights(node, mode, 0)
         if weights is None:
             return False
-        axes = tuple(range(1, weights.ndim))
-        return column_bound(weights, axes) < EXACT
+        return filter_bound(weights) < EXACT
 
     def compile(self, layer: Layer, mode: Mode) -> Launch:
         node = layer.nodes[0]
         weights = _weights(node, mode, 0)
         assert weights is not None
         convolution = Convolution.of(node, weights.astype(np.float32))
-        bound = column_bound(weights, tuple(range(1, weights.ndim)))
-        epilogue = Epilogue(layer, mode, None, bound=bound)
+        epilogue = Epilogue(layer, mode, None, bound=filter_bound(weights))
         centre = _Centre(layer, mode)
         fallback = Generic().compile(layer, mode)
         plans: Memo[tuple[int, ...], tuple[Plan, tuple[int, ...], Any]] = Memo()

@@ -226,7 +226,7 @@ def _quantized_cell(node: Node, mode: Mode) -> Cell | None:
         centred = values.astype(np.float32)
         if zero is not None:
             centred -= zero.astype(np.float32).reshape(len(values), 1, -1)
-        if column_bound(centred, (1,)) >= EXACT:
+        if any(column_bound(m) >= EXACT for m in centred):
             return None
         scales = np.broadcast_to(scale.reshape(len(values), -1), (len(values), len(factor)))
         matrices.append(
