@@ -49,6 +49,15 @@ def parse_target(text: str, load_function: Callable[[str], Any] | None = None) -
     )
 
 
+def measure(outputs: Values, reference: Values) -> dict[str, dict[str, float]]:
+    """Every metric of every float output, by output and metric."""
+    return {
+        name: {metric: of(outputs[name], reference[name]) for metric, of in _METRICS.items()}
+        for name in _chosen(reference, None)
+        if name in outputs
+    }
+
+
 def all_of(targets: list[Target]) -> Target:
     """Met when every one is."""
     return lambda outputs, reference: all(t(outputs, reference) for t in targets)

@@ -50,7 +50,8 @@ def locate(
     \b
     Example: polytool debug locate model.onnx --fp16 --fix fix.json --target 'snr>=40'
     """
-    from polytool.cli._locating import run_locate, show
+    from polytool.cli._locating import run_locate
+    from polytool.diagnosis import show
 
     found = run_locate(model, builder, feeds, against, load_engine, targets, fix, external_data_dir)
     for text in found.not_checked:
