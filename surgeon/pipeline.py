@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from polytool.model import Model, Source, load
@@ -71,15 +74,27 @@ def simplify(
     Raises:
         ModelError: the model is broken (a cycle, an undefined tensor).
     """
-    workspace = Workspace(load(source))
-    choice = Choice(fold=fold, weights=weights)
-    simplify_workspace(
-        workspace,
-        report if report is not None else Report(),
-        choice=choice,
-        fold_limit=fold_limit,
-    )
-    return workspace.to_model()
+    with paused_collection():
+        workspace = Workspace(load(source))
+        simplify_workspace(
+            workspace,
+            report if report is not None else Report(),
+            choice=Choice(fold=fold, weights=weights),
+            fold_limit=fold_limit,
+        )
+        return workspace.to_model()
+
+
+@contextlib.contextmanager
+def paused_collection() -> Iterator[None]:
+    """No garbage collection: it would walk the whole graph again and again, and find nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def simplify_workspace(

@@ -73,12 +73,15 @@ def _broadcast(shapes: Sequence[Sequence[Entry] | None]) -> Sequence[Entry] | No
     known = [s for s in shapes if s is not None]
     if len(known) < len(shapes) or not known:
         return None
-    rank = max(map(len, known))
+    largest = max(known, key=len)
+    if all(s == largest or not any(d != 1 for d in s) for s in known):
+        return largest
     result: list[Entry] = []
-    for axis in range(-rank, 0):
+    for axis in range(-len(largest), 0):
         sizes = {s[axis] for s in known if len(s) >= -axis} - {1}
-        # min(n, k) stretches to n, and n never to it: where n is 1, both are.
-        sizes -= {m for m in sizes if any(str(m).startswith(f"min({n}, ") for n in sizes)}
+        if len(sizes) > 1:
+            # min(n, k) stretches to n, and n never to it: where n is 1, both are.
+            sizes -= {m for m in sizes if any(str(m).startswith(f"min({n}, ") for n in sizes)}
         result.append(sizes.pop() if len(sizes) == 1 else None if sizes else 1)
     return result
 

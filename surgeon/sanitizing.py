@@ -16,7 +16,7 @@ from polytool.surgeon.graph import Workspace
 from polytool.surgeon.infer import infer
 from polytool.surgeon.known import custom_operators
 from polytool.surgeon.outputs import override_input_shapes, set_outputs
-from polytool.surgeon.pipeline import Choice, simplify_workspace
+from polytool.surgeon.pipeline import Choice, paused_collection, simplify_workspace
 from polytool.surgeon.report import Report
 from polytool.surgeon.verify import Verdict, check_structure, compare_models, total_weight
 
@@ -117,11 +117,13 @@ def sanitize(
         UsageError: an output or input does not exist.
     """
     report = Report()
-    original = _prepared(load(source), outputs, input_shapes, report)
-    workspace = Workspace(original)
-    custom = custom_operators(workspace)
-    simplify_workspace(workspace, report, choice=choice, fold_limit=fold_limit)
-    model = workspace.to_model()
+    with paused_collection():
+        original = _prepared(load(source), outputs, input_shapes, report)
+        workspace = Workspace(original)
+        custom = custom_operators(workspace)
+        simplify_workspace(workspace, report, choice=choice, fold_limit=fold_limit)
+        model = workspace.to_model()
+    del workspace
     _check(original, model)
     if verify is None and total_weight(original) >= COMPARED_UP_TO:
         verdict = Verdict(None, "its weights have 200 MB or more; --verify compares all the same")
