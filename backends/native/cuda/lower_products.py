@@ -199,13 +199,23 @@ def _implicit(
     inner = channels // g.groups
     shape = (g.out, *g.kernel, inner)
     packed = _packed(rec, w, shape, f"nhwc{inner}", lambda a: _nhwc_weights(a, inner))
-    problem: Problem = Convolution(
-        g.batch, g.sizes[0], g.sizes[1], channels, g.out, g.kernel, g.strides, pads, g.dilations,
+    (height, width), (kernel_h, kernel_w) = g.sizes, g.kernel
+    (stride_h, stride_w), (dilation_h, dilation_w) = g.strides, g.dilations
+    top, left, bottom, right = pads
+    image = Convolution(
+        g.batch,
+        height,
+        width,
+        channels,
+        g.out,
+        (kernel_h, kernel_w),
+        (stride_h, stride_w),
+        (top, left, bottom, right),
+        (dilation_h, dilation_w),
         g.groups,
-    )  # type: ignore[arg-type]  # pairs  # fmt: skip
-    assert isinstance(problem, Convolution)
-    problem = problem.as_matrix() or problem
+    )
     result = rec.output(layer.outputs[0], NHWC)
+    problem: Problem = image.as_matrix() or image
     _multiply(rec, x.dtype, epilogue, problem, [source, packed, *views, result])
 
 
@@ -339,10 +349,18 @@ def _generic_product(
     wide_a, wide_b = a.broadcast((*batch, m, k)), b.broadcast((*batch, k, n))
     if a.offset or b.offset:
         wide_a, wide_b = rec.dense(wide_a), rec.dense(wide_b)
+    *batch_a, a_row, a_column = wide_a.steps
+    *batch_b, b_row, b_column = wide_b.steps
     plan = Product(a.dtype, b.dtype, epilogue).plan(
-        m, n, k, a=wide_a.steps[-2:], b=wide_b.steps[-2:], batch=batch,
-        batch_a=wide_a.steps[:-2], batch_b=wide_b.steps[:-2],
-    )  # type: ignore[arg-type]  # pairs  # fmt: skip
+        m,
+        n,
+        k,
+        a=(a_row, a_column),
+        b=(b_row, b_column),
+        batch=batch,
+        batch_a=batch_a,
+        batch_b=batch_b,
+    )
     rec.launch([plan], [wide_a, wide_b, *views, rec.output(output)])
 
 
@@ -361,16 +379,19 @@ def attention(rec: Recorder, layer: Layer) -> None:
         raise UnsupportedError("an attention whose values have another size than its queries")
     output = rec.output(layer.outputs[0], (0, 2, 1, 3))
     views = [q, k, v]
-    mask_steps, mask_dtype, mask_rows = (0, 0, 0, 0), None, True
+    mask_steps, mask_rows = (0, 0, 0, 0), True
+    mask_dtype: DType | None = None
     if mask is not None:
         m = rec.view(mask).broadcast((batch, heads, rows, k.shape[2]))
-        mask_steps, mask_dtype, mask_rows = m.steps, m.dtype, m.steps[2] != 0  # type: ignore[assignment]
+        by_batch, by_head, by_row, by_column = m.steps
+        mask_steps = (by_batch, by_head, by_row, by_column)
+        mask_dtype, mask_rows = m.dtype, by_row != 0
         views.append(m)
     scale = float(node.attrs.get("scale") or 1.0 / math.sqrt(size))
+    lying = [(t.steps[0], t.steps[1], t.steps[2]) for t in (q, k, v, output)]
     layout = attention_kernels.Layout(
-        batch, heads, k.shape[1], rows, k.shape[2], scale,
-        q.steps[:3], k.steps[:3], v.steps[:3], output.steps[:3], mask_steps,
-    )  # type: ignore[arg-type]  # triples  # fmt: skip
+        batch, heads, k.shape[1], rows, k.shape[2], scale, *lying, mask=mask_steps
+    )
     causal = bool(node.attrs.get("is_causal", 0))
     plans = [
         attention_kernels.Attention(q.dtype, size, mask_dtype, causal, form, mask_rows).plan(layout)
