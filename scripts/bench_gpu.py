@@ -58,7 +58,7 @@ def bert(batch: int) -> tuple[Any, tuple[Any, ...]]:
             return self.inner(input_ids=ids, attention_mask=mask).last_hidden_state
 
     ids = torch.randint(0, 30000, (batch, 128))
-    return Hidden(), (ids, torch.ones_like(ids))
+    return Hidden().eval(), (ids, torch.ones_like(ids))
 
 
 NETWORKS: dict[str, Callable[[int], tuple[Any, tuple[Any, ...]]]] = {
