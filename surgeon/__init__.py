@@ -13,6 +13,8 @@ _HOMES = {
     "extract": "polytool.surgeon.extraction",
     "insert": "polytool.surgeon.extraction",
     "bound_shapes": "polytool.surgeon.bounding",
+    "from_gs": "polytool.surgeon.gs_graph",
+    "to_gs": "polytool.surgeon.gs_graph",
     "list_dds": "polytool.surgeon.bounding",
     "inspect_sparsity": "polytool.surgeon.sparsity",
     "Lint": "polytool.surgeon.linting",

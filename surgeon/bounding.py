@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from polytool.errors import UsageError
-from polytool.model import Model, Source, load
+from polytool.model import Model, Source
 from polytool.patterns import check_used, lookup
 from polytool.surgeon import dds
 from polytool.surgeon.constants import lift_constants
 from polytool.surgeon.graph import Graph, Node, Value, Workspace
+from polytool.surgeon.gs_graph import open_model
 from polytool.surgeon.report import Report
 from polytool.tensors import DType
 
@@ -96,7 +97,7 @@ class Bounded:
 
 def list_dds(source: Source) -> list[dds.Source]:
     """Every dimension that data decides, with its cause and the bound that the graph implies."""
-    workspace = Workspace(load(source))
+    workspace = Workspace(open_model(source))
     lift_constants(workspace, Report())
     workspace.sort()
     return dds.analyse(workspace).sources
@@ -120,7 +121,7 @@ def bound_shapes(
     negative = [name for name, bound in bounds.items() if bound < 0]
     if negative:
         raise UsageError(f"the bound of {negative[0] or 'all tensors'!r} is negative")
-    workspace = Workspace(load(source))
+    workspace = Workspace(open_model(source))
     lift_constants(workspace, Report())
     workspace.sort()
     found = dds.analyse(workspace)

@@ -10,10 +10,11 @@ from typing import Any
 import onnx
 
 from polytool.errors import UsageError
-from polytool.model import Model, Source, load
+from polytool.model import Model, Source
 from polytool.patterns import check_used
 from polytool.surgeon.dead import remove_dead
 from polytool.surgeon.graph import Value, Workspace
+from polytool.surgeon.gs_graph import open_model
 from polytool.surgeon.infer import infer
 from polytool.surgeon.outputs import set_outputs, values_by_name
 from polytool.surgeon.report import Report
@@ -93,7 +94,7 @@ def extract(
         UsageError: a tensor does not exist, the outputs need an input that is not named, or a
             type is neither given nor known.
     """
-    workspace = Workspace(load(source))
+    workspace = Workspace(open_model(source))
     workspace.sort()
     infer(workspace, Report())
     given = [p if isinstance(p, Port) else Port.parse(p) for p in inputs or ()]
@@ -177,7 +178,7 @@ def insert(
     Raises:
         UsageError: a tensor does not exist.
     """
-    workspace = Workspace(load(source))
+    workspace = Workspace(open_model(source))
     workspace.sort()
     infer(workspace, Report())
     graph, values = workspace.main, values_by_name(workspace)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polytool.errors import ModelError
-from polytool.model import Source, load
+from polytool.model import Source
 from polytool.surgeon.graph import Node, Workspace
+from polytool.surgeon.gs_graph import open_model
 from polytool.surgeon.infer import infer
 from polytool.surgeon.order import named_graphs
 from polytool.surgeon.report import Report
@@ -119,7 +120,7 @@ def lint(
     from polytool.surgeon.lint_nodes import check_nodes
     from polytool.surgeon.lint_run import check_run
 
-    model = load(source)
+    model = open_model(source)
     found = Lint()
     workspace = Workspace(model, strict=False)
     paths = dict(named_graphs(workspace))

@@ -7,13 +7,14 @@ import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from polytool.model import Model, Source, load
+from polytool.model import Model, Source
 from polytool.surgeon.branches import inline_decided_branches
 from polytool.surgeon.constants import lift_constants, merge_constants
 from polytool.surgeon.cse import merge_equal_nodes
 from polytool.surgeon.dead import remove_dead
 from polytool.surgeon.fold import DEFAULT_LIMIT, fold_constants
 from polytool.surgeon.graph import Workspace
+from polytool.surgeon.gs_graph import open_model
 from polytool.surgeon.infer import infer
 from polytool.surgeon.merges import merge_chains
 from polytool.surgeon.names import rename_duplicates
@@ -75,7 +76,7 @@ def simplify(
         ModelError: the model is broken (a cycle, an undefined tensor).
     """
     with paused_collection():
-        workspace = Workspace(load(source))
+        workspace = Workspace(open_model(source))
         simplify_workspace(
             workspace,
             report if report is not None else Report(),

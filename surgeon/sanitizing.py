@@ -8,11 +8,12 @@ from typing import Any
 
 from polytool.errors import ModelError
 from polytool.files import StrPath
-from polytool.model import Model, Source, load, nodes
+from polytool.model import Model, Source, nodes
 from polytool.surgeon.bounding import Bounded, bound_shapes
 from polytool.surgeon.dead import remove_dead
 from polytool.surgeon.fold import DEFAULT_LIMIT
 from polytool.surgeon.graph import Workspace
+from polytool.surgeon.gs_graph import open_model
 from polytool.surgeon.infer import infer
 from polytool.surgeon.known import custom_operators
 from polytool.surgeon.outputs import override_input_shapes, set_outputs
@@ -118,7 +119,7 @@ def sanitize(
     """
     report = Report()
     with paused_collection():
-        original = _prepared(load(source), outputs, input_shapes, report)
+        original = _prepared(open_model(source), outputs, input_shapes, report)
         workspace = Workspace(original)
         custom = custom_operators(workspace)
         simplify_workspace(workspace, report, choice=choice, fold_limit=fold_limit)

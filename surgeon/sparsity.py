@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from polytool.arrays import Array
-from polytool.model import Model, Source, load
+from polytool.model import Model, Source
 from polytool.surgeon.constants import lift_constants
 from polytool.surgeon.graph import Node, Value, Workspace
+from polytool.surgeon.gs_graph import open_model
 from polytool.surgeon.report import Report
 from polytool.tensors import DType
 
@@ -144,7 +145,7 @@ def prune(source: Source, *, exclude: Collection[str] = ()) -> Pruned:
         source: what `polytool.model.load` takes.
         exclude: initializers to leave as they are.
     """
-    workspace = Workspace(load(source))
+    workspace = Workspace(open_model(source))
     lift_constants(workspace, Report())
     done, skipped = [], {}
     for value, weight in candidates(workspace).items():
@@ -161,7 +162,7 @@ def prune(source: Source, *, exclude: Collection[str] = ()) -> Pruned:
 
 def inspect_sparsity(source: Source) -> dict[str, str]:
     """Name of each weight of Conv, MatMul and Gemm to `2:4`, `dense`, or why it cannot be 2:4."""
-    workspace = Workspace(load(source))
+    workspace = Workspace(open_model(source))
     lift_constants(workspace, Report())
     model = workspace.model
     found = {}

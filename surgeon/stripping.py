@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
-from polytool.model import Model, Source, load
+from polytool.model import Model, Source
 from polytool.patterns import check_used
 from polytool.surgeon.constants import lift_constants
 from polytool.surgeon.graph import Workspace
+from polytool.surgeon.gs_graph import open_model
 from polytool.surgeon.report import Report
 from polytool.surgeon.sparsity import candidates, is_sparse, pruned
 from polytool.tensors import DType
@@ -52,7 +53,7 @@ def strip_weights(source: Source, *, exclude: Collection[str] = ()) -> Rewritten
     Raises:
         UsageError: `exclude` names an initializer that does not exist.
     """
-    workspace = Workspace(load(source))
+    workspace = Workspace(open_model(source))
     lift_constants(workspace, Report())
     model = workspace.model
     every = [v for graph in workspace.graphs for v in graph.constants]
@@ -95,7 +96,7 @@ def reconstruct_weights(source: Source, *, seed: int = 0) -> Rewritten:
         source: what `polytool.model.load` takes.
         seed: the same seed gives the same weights.
     """
-    workspace = Workspace(load(source))
+    workspace = Workspace(open_model(source))
     lift_constants(workspace, Report())
     model = workspace.model
     reduced = candidates(workspace)

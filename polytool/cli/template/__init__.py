@@ -1,0 +1,1 @@
+"""Write starting points for one's own scripts."""
