@@ -388,9 +388,19 @@ def attention(rec: Recorder, layer: Layer) -> None:
         mask_dtype, mask_rows = m.dtype, by_row != 0
         views.append(m)
     scale = float(node.attrs.get("scale") or 1.0 / math.sqrt(size))
-    lying = [(t.steps[0], t.steps[1], t.steps[2]) for t in (q, k, v, output)]
+    in_rows = [(t.steps[0], t.steps[1], t.steps[2]) for t in (q, k, v, output)]
     layout = attention_kernels.Layout(
-        batch, heads, k.shape[1], rows, k.shape[2], scale, *lying, mask=mask_steps
+        batch,
+        heads,
+        k.shape[1],
+        rows,
+        k.shape[2],
+        scale,
+        q=in_rows[0],
+        k=in_rows[1],
+        v=in_rows[2],
+        o=in_rows[3],
+        mask=mask_steps,
     )
     causal = bool(node.attrs.get("is_causal", 0))
     plans = [
