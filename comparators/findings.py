@@ -63,6 +63,7 @@ class Finding:
         mean_own_error: over all samples.
         flips: elements that a discrete operator decided differently.
         reproducer: the command or file that reproduces this layer alone, once it exists.
+        inputs: the ONNX tensors that it was judged on.
         patterns: the names by which the runner knows its nodes, as `layer_precisions` takes them.
         position: place in execution order.
     """
@@ -87,6 +88,7 @@ class Finding:
     mean_own_error: float | None = None
     flips: int = 0
     reproducer: str | None = None
+    inputs: tuple[str, ...] = ()
     patterns: tuple[str, ...] = ()
 
     @property
@@ -105,6 +107,7 @@ class Finding:
             "layer": self.layer,
             "nodes": list(self.nodes),
             "tensors": list(self.tensors),
+            "inputs": list(self.inputs),
             "own_error": _number(self.own_error),
             "total_error": _number(self.total_error),
             "inherited_error": _number(self.inherited_error),

@@ -62,6 +62,7 @@ class Judgement:
         return Finding(
             layer=tap.layer,
             nodes=slice_.nodes,
+            inputs=slice_.inputs,
             patterns=tap.nodes,
             tensors=(tap.tensor,),
             own_error=self.own,

@@ -34,6 +34,7 @@ def locate(
     engine: Any = None,
     targets: Sequence[str] = (),
     fix_precision: str = "fp32",
+    reproducer: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Location:
@@ -48,6 +49,8 @@ def locate(
         targets: what the outputs must reach (see `comparators.targets`); the smallest set of
             layers to keep in `fix_precision` is then searched.
         fix_precision: the precision of the layers that are kept.
+        reproducer: a folder; the first broken layer is saved there as a small model with its
+            inputs.
         progress: called with a line of text now and then.
         options: those of `NativeRunner`: precision, device, layer_precisions, profiles.
 
@@ -70,6 +73,10 @@ def locate(
         everywhere=bool(targets),
         progress=progress,
     )
+    if reproducer is not None:
+        from polytool.reproducers import with_reproducer
+
+        found = with_reproducer(found, source, runner, samples, reproducer)
     if not targets:
         return found
     if engine is not None:

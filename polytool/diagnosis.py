@@ -51,6 +51,10 @@ def _culprit(finding: Finding) -> str:
     ]
     if finding.contribution is not None:
         rows.insert(4, ("in the outputs", f"{_error(finding.contribution)} comes from it alone"))
+    if finding.reproducer is not None:
+        from polytool.reproducers import command
+
+        rows.append(("reproduce", command(finding)))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)
 

@@ -24,6 +24,7 @@ def run_locate(
     engine: str | None,
     targets: tuple[str, ...],
     fix: str | None,
+    reproducer: str | None,
     external_data_dir: str | None,
 ) -> Location:
     """Make the inputs, locate, and write the fix."""
@@ -61,6 +62,7 @@ def run_locate(
         against=against,
         engine=engine,
         targets=targets,
+        reproducer=reproducer,
         progress=progress if sys.stderr.isatty() else None,
         **({} if engine is not None else builder.to_options()),
     )

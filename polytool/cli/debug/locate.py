@@ -29,6 +29,12 @@ from polytool.cli.output import note, result
 @options.option(
     "--fix", metavar="JSON", help="Write that set for --layer-precisions.  [target: snr>=40]"
 )
+@options.option(
+    "--reproducer",
+    metavar="DIR",
+    help="Save the first broken layer there, as a small model with its inputs.",
+)
+@options.report
 @options.option("--top", default=5, metavar="N", help="How many layers to show.")
 @options.external_data_dir
 @options.json
@@ -41,6 +47,8 @@ def locate(
     native: bool,
     targets: tuple[str, ...],
     fix: str | None,
+    reproducer: str | None,
+    report: str | None,
     top: int,
     external_data_dir: str | None,
     as_json: bool,
@@ -53,8 +61,14 @@ def locate(
     from polytool.cli._locating import run_locate
     from polytool.diagnosis import show
 
-    found = run_locate(model, builder, feeds, against, load_engine, targets, fix, external_data_dir)
+    found = run_locate(
+        model, builder, feeds, against, load_engine, targets, fix, reproducer, external_data_dir
+    )
     for text in found.not_checked:
         note(f"not checked: {text}")
+    if report is not None:
+        from polytool.reporting import save_report
+
+        save_report(report, found, model=model, external_data_dir=external_data_dir)
     result(as_json, show(found, top), found.to_json())
     return int(found.verdict in ("broken", "race"))
