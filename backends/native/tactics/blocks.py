@@ -17,8 +17,9 @@ import numpy as np
 
 from polytool.backends.native.network import Node, Tensor
 from polytool.backends.native.tactics.base import Mode
+from polytool.backends.native.tactics.lowering import Lowering, Refused, copy, stored_as
 from polytool.backends.native.tactics.numpy_generic import stored_constant
-from polytool.backends.native.tactics.pointwise import LOWERINGS, Lowering, Refused, stored_as
+from polytool.backends.native.tactics.pointwise import LOWERINGS
 from polytool.backends.native.tactics.pool import parallel, scratch
 
 Array = np.ndarray[Any, Any]
@@ -141,7 +142,7 @@ def _allocate(lowering: Lowering, final: int) -> Program:
         a, b, c = (*used, -1, -1)[:3]
         done.append((step.function, a, b, c, target))
     if register[final] != out:
-        done.append((_copy, register[final], -1, -1, out))
+        done.append((copy, register[final], -1, -1, out))
     return Program(
         tuple(lowering.operands),
         tuple(lowering.constants.values()),
@@ -150,10 +151,6 @@ def _allocate(lowering: Lowering, final: int) -> Program:
         dtype,
         lowering.rank,
     )
-
-
-def _copy(source: Any, result: Array) -> None:
-    np.copyto(result, source)
 
 
 @dataclass(frozen=True)

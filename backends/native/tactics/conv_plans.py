@@ -182,6 +182,7 @@ class PatchPlan:
         self._filters = filters.reshape(group, m // group, -1)
         self._depth = self._filters.shape[2]
         self._row = math.prod(where.out[1:])
+        self._plain = where.is_pointwise and not any(where.before)
         work = m * self._depth * self._row * where.out[0]
         row_size = self._depth * group * self._row
         target = where.out[0] if work <= _SMALL else max(1, _COLUMNS // max(1, row_size))
@@ -202,12 +203,15 @@ class PatchPlan:
 
         def block(index: int) -> None:
             image, first, last = self._blocks[index]
-            source = view[image][(..., slice(first, last), *inner)]
-            columns = scratch("columns", source.shape)
-            np.copyto(columns, source)
             pixels = slice(first * row, last * row)
             part = flat[image, :, :, pixels]
-            columns = columns.reshape(group, self._depth, -1)
+            if self._plain:
+                columns = x.reshape(n, group, c // group, -1)[image, :, :, pixels]
+            else:
+                source = view[image][(..., slice(first, last), *inner)]
+                columns = scratch("columns", source.shape)
+                np.copyto(columns, source)
+                columns = columns.reshape(group, self._depth, -1)
             if group == 1:
                 multiply(self._filters[0], columns[0], part[0])
             else:

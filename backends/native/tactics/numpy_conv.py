@@ -21,9 +21,9 @@ from polytool.backends.native.tactics.conv_plans import (
     RowPlan,
 )
 from polytool.backends.native.tactics.epilogue import Epilogue
+from polytool.backends.native.tactics.lowering import FLOAT, stored_as
 from polytool.backends.native.tactics.memo import Memo
 from polytool.backends.native.tactics.numpy_generic import Generic, stored_constant
-from polytool.backends.native.tactics.pointwise import FLOAT, stored_as
 
 Array = np.ndarray[Any, Any]
 Plan = PointwisePlan | RowPlan | PatchPlan | DepthwisePlan | GatherPlan

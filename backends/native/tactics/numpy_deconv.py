@@ -19,8 +19,8 @@ from polytool.backends.native.ops.windows import Windows
 from polytool.backends.native.tactics.base import Launch, Mode, Tactic
 from polytool.backends.native.tactics.conv_plans import multiply
 from polytool.backends.native.tactics.epilogue import Epilogue, Finish
+from polytool.backends.native.tactics.lowering import FLOAT, stored_as
 from polytool.backends.native.tactics.numpy_generic import Generic, stored_constant
-from polytool.backends.native.tactics.pointwise import FLOAT, stored_as
 from polytool.backends.native.tactics.pool import blocks_of, parallel, scratch
 
 Array = np.ndarray[Any, Any]

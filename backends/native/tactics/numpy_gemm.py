@@ -12,8 +12,8 @@ from polytool.backends.native.network import Layer, Node, Tensor
 from polytool.backends.native.tactics.base import Launch, Mode, Tactic
 from polytool.backends.native.tactics.epilogue import Epilogue
 from polytool.backends.native.tactics.gemm_plans import ConstantMatrix
+from polytool.backends.native.tactics.lowering import FLOAT, stored_as
 from polytool.backends.native.tactics.numpy_generic import Generic, stored_constant
-from polytool.backends.native.tactics.pointwise import FLOAT, stored_as
 
 Array = np.ndarray[Any, Any]
 

@@ -19,10 +19,10 @@ from polytool.backends.native.tactics.base import Launch, Mode, Tactic
 from polytool.backends.native.tactics.blocks import lower
 from polytool.backends.native.tactics.epilogue import Epilogue
 from polytool.backends.native.tactics.gemm_plans import ConstantMatrix
+from polytool.backends.native.tactics.lowering import EXACT, clip
 from polytool.backends.native.tactics.memo import Memo
 from polytool.backends.native.tactics.numpy_conv import Convolution, Plan
 from polytool.backends.native.tactics.numpy_generic import Generic, stored_constant
-from polytool.backends.native.tactics.pointwise import EXACT, clip
 from polytool.backends.native.tactics.pool import parallel, scratch
 from polytool.tensors import DType
 

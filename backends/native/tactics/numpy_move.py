@@ -10,9 +10,9 @@ import numpy as np
 
 from polytool.backends.native.network import Layer
 from polytool.backends.native.tactics.base import Launch, Mode, Tactic, only_node
+from polytool.backends.native.tactics.lowering import FLOAT, stored_as
 from polytool.backends.native.tactics.memo import Memo
 from polytool.backends.native.tactics.numpy_generic import Generic
-from polytool.backends.native.tactics.pointwise import FLOAT, stored_as
 from polytool.backends.native.tactics.pool import blocks_of, parallel
 
 Array = np.ndarray[Any, Any]

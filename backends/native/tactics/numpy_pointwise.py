@@ -31,7 +31,9 @@ class Pointwise(Tactic):
     def _program(layer: Layer, mode: Mode) -> Program | None:
         first = layer.nodes[0]
         operator = first.operator
-        if len(layer.outputs) != 1 or operator is None or not operator.pointwise:
+        if len(layer.outputs) != 1 or operator is None:
+            return None
+        if not operator.pointwise and first.op != "BatchNormalization":
             return None
         program = lower(layer.nodes, layer.outputs[0], mode)
         return program if program is not None and program.operands else None

@@ -17,9 +17,9 @@ import numpy as np
 from polytool.backends.native.network import Layer, Node
 from polytool.backends.native.tactics.base import Launch, Mode, Tactic
 from polytool.backends.native.tactics.gemm_plans import ConstantMatrix
+from polytool.backends.native.tactics.lowering import EXACT, FLOAT, clip, stored_as
 from polytool.backends.native.tactics.numpy_generic import Generic, stored_constant
 from polytool.backends.native.tactics.numpy_integer import byte_range, column_bound
-from polytool.backends.native.tactics.pointwise import EXACT, FLOAT, clip, stored_as
 from polytool.backends.native.tactics.pool import parallel
 
 Array = np.ndarray[Any, Any]

@@ -11,8 +11,8 @@ import numpy as np
 
 from polytool.backends.native.network import Layer, Node
 from polytool.backends.native.tactics.base import Launch, Mode, Tactic, only_node
+from polytool.backends.native.tactics.lowering import FLOAT, stored_as
 from polytool.backends.native.tactics.numpy_generic import Generic, stored_constant
-from polytool.backends.native.tactics.pointwise import FLOAT, stored_as
 from polytool.backends.native.tactics.pool import parallel
 
 Array = np.ndarray[Any, Any]

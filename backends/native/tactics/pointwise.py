@@ -14,211 +14,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy._core import umath
 
-from polytool.backends.native.network import Node, Tensor
+from polytool.backends.native.network import Node
 from polytool.backends.native.ops.special import erf, gelu
+from polytool.backends.native.tactics.lowering import (
+    BOOL,
+    EXACT,
+    FLOAT,
+    Lowering,
+    Refused,
+    Value,
+    clip,
+    copy,
+    kind_of,
+)
 from polytool.tensors import DType
 
-clip: Any = umath.clip  # type: ignore[attr-defined]  # np.clip costs microseconds a call
-EXACT = 1 << 24  # below it float32 holds every integer, and adds them exactly
-FLOAT, BOOL = np.dtype(np.float32), np.dtype(np.bool_)
-_FLOATS = (DType.FLOAT, DType.FLOAT16, DType.BFLOAT16)
-Value = int
-Handler = Callable[["Lowering", Node], Value]
+Handler = Callable[[Lowering, Node], Value]
 LOWERINGS: dict[tuple[str, str], Handler] = {}
-
-
-class Refused(Exception):
-    """A node has no steps: another element type, or a case that is not written down here."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """`function(*arguments, result)`; `in_place`: the result may lie where an argument lies."""
-
-    function: Any
-    arguments: tuple[Value, ...]
-    result: Value
-    dtype: np.dtype[Any]
-    in_place: bool = True
-
-
-class Lowering:
-    """Collects operands, constants and steps while nodes are lowered one after the other.
-
-    Attributes:
-        rank: the largest rank of a constant; one of a single element can still add axes.
-        bounds: the values that stand for int32, with the largest magnitude they can have.
-    """
-
-    def __init__(self, constant: Callable[[Tensor], Any]) -> None:
-        self._constant = constant
-        self._dtypes: list[np.dtype[Any]] = []
-        self._values: dict[Tensor, Value] = {}
-        self._steps: list[Step] = []
-        self._denominators: dict[Value, Value] = {}
-        self._multiples: dict[Value, tuple[Value, float]] = {}
-        self.operands: dict[Tensor, Value] = {}
-        self.constants: dict[Value, Any] = {}
-        self._scalars: dict[tuple[type, Any], Value] = {}
-        self.anchored: Value | None = None
-        self.rank = 0
-        self.bounds: dict[Value, int] = {}
-
-    def anchor(self, tensor: Tensor, bound: int | None = None) -> None:
-        """`tensor` lies in the result's memory from the start.
-
-        Args:
-            bound: for an int32 tensor that is kept as float32: the largest magnitude it can have.
-        """
-        if bound is None:
-            self.anchored = self._values[tensor] = self._new(_kind(tensor))
-        else:
-            self.anchored = self._values[tensor] = self._new(FLOAT)
-            self.bounds[self.anchored] = bound
-
-    def integer(self, tensor: Tensor | None) -> Value:
-        """An int32 input as whole float32 numbers: one derived from the anchor, or a constant."""
-        if tensor is None:
-            raise Refused
-        if tensor not in self._values:
-            if tensor.constant is None or tensor.dtype is not DType.INT32:
-                raise Refused
-            array = self._constant(tensor)
-            value = self.constant(np.asarray(array, np.float32))
-            self._values[tensor] = value
-            self.bounds[value] = int(np.abs(array.astype(np.int64)).max(initial=0))
-        return self._values[tensor]
-
-    def define(self, tensor: Tensor, value: Value) -> None:
-        """`value` is what `tensor` holds."""
-        self._values[tensor] = value
-
-    def value(self, tensor: Tensor | None) -> Value:
-        """The value of a node's input: computed before, an operand, or a constant."""
-        if tensor is None:
-            raise Refused
-        _kind(tensor)
-        if tensor not in self._values:
-            if tensor.constant is not None:
-                self._values[tensor] = self.constant(self._constant(tensor))
-            else:
-                self._values[tensor] = self.operands[tensor] = self._new(_kind(tensor))
-        return self._values[tensor]
-
-    def holds(self, tensor: Tensor, value: Value) -> bool:
-        """Whether `value` stands for the int32 `tensor`."""
-        return tensor.dtype is DType.INT32 and value in self.bounds
-
-    def final(self, tensor: Tensor) -> Value:
-        """The value of the chain's result; an int32 one must be exact."""
-        if tensor.dtype is DType.INT32 and self.bounds[self.integer(tensor)] >= EXACT:
-            raise Refused
-        return self._values[tensor] if tensor.dtype is DType.INT32 else self.value(tensor)
-
-    def constant(self, value: Any) -> Value:
-        """A scalar or an array as a value."""
-        if isinstance(value, np.ndarray):
-            self.rank = max(self.rank, value.ndim)
-        if isinstance(value, np.ndarray) and value.size != 1:
-            index = self._new(value.dtype)
-            self.constants[index] = value
-            return index
-        scalar = value.reshape(()).item() if isinstance(value, np.ndarray) else value
-        key = (type(scalar), repr(scalar))
-        if key not in self._scalars:
-            self._scalars[key] = self._new(BOOL if isinstance(scalar, bool) else FLOAT)
-            self.constants[self._scalars[key]] = scalar
-        return self._scalars[key]
-
-    def scalar(self, tensor: Tensor | None, default: float) -> float:
-        """The number that an optional input holds, where it is a constant of one element."""
-        if tensor is None:
-            return default
-        value = self.constants.get(self.value(tensor))
-        if not isinstance(value, (int, float)):
-            raise Refused
-        return float(value)
-
-    def emit(
-        self, function: Any, *arguments: Value | float, dtype: Any = FLOAT, in_place: bool = True
-    ) -> Value:
-        """Append a step and return its value."""
-        values = tuple(self.constant(a) if isinstance(a, float) else a for a in arguments)
-        result = self._new(dtype)
-        self._steps.append(Step(function, values, result, dtype, in_place))
-        return result
-
-    def reciprocal(self, denominator: Value) -> Value:
-        """1 / denominator; a product with it becomes a division."""
-        result = self.emit(np.divide, 1.0, denominator)
-        self._denominators[result] = denominator
-        return result
-
-    def product(self, a: Value, b: Value) -> Value:
-        """a * b."""
-        for x, y in ((a, b), (b, a)):
-            if y in self._denominators:
-                return self.emit(np.divide, x, self._denominators[y])
-            if isinstance(factor := self.constants.get(y), float):
-                return self.multiple(x, factor, np.multiply, factor)
-        return self.emit(np.multiply, a, b)
-
-    def multiple(self, x: Value, factor: float, function: Any, operand: float) -> Value:
-        """`factor` times x: as `function(x, operand)`, or as one step with the scaling before."""
-        source, before = self._multiples.get(x, (x, 1.0))
-        total = before * factor
-        if source != x and all(1e-3 < abs(f) < 1e3 for f in (before, factor)):
-            result = self.emit(np.multiply, source, total)
-        else:
-            source, total = x, factor
-            result = self.emit(function, x, operand)
-        self._multiples[result] = source, total
-        return result
-
-    def dtype(self, value: Value) -> np.dtype[Any]:
-        """The dtype of a value."""
-        return self._dtypes[value]
-
-    def as_step(self, value: Value) -> Value:
-        """A value that some step computes: operands and constants are copied."""
-        if value == self.anchored or any(s.result == value for s in self._steps):
-            return value
-        return self.emit(_copy, value, dtype=self.dtype(value))
-
-    def live_steps(self, final: Value) -> list[Step]:
-        """The steps that `final` depends on."""
-        needed, kept = {final}, []
-        for step in reversed(self._steps):
-            if step.result in needed:
-                needed.update(step.arguments)
-                kept.append(step)
-        return kept[::-1]
-
-    def _new(self, dtype: np.dtype[Any]) -> Value:
-        self._dtypes.append(dtype)
-        return len(self._dtypes) - 1
-
-
-def stored_as(tensor: Tensor) -> np.dtype[Any] | None:
-    """float32 or bool, as the executor stores a tensor outside the fp64 mode; else None."""
-    if tensor.container != "tensor":
-        return None
-    if tensor.dtype in _FLOATS:
-        return FLOAT
-    return BOOL if tensor.dtype is DType.BOOL else None
-
-
-def _kind(tensor: Tensor) -> np.dtype[Any]:
-    kind = stored_as(tensor)
-    if kind is None:
-        raise Refused
-    return kind
 
 
 def lowering(*names: str, domain: str = "") -> Callable[[Handler], Handler]:
@@ -230,10 +46,6 @@ def lowering(*names: str, domain: str = "") -> Callable[[Handler], Handler]:
         return handler
 
     return register
-
-
-def _copy(x: Any, out: Any) -> None:
-    np.copyto(out, x)
 
 
 def _floats(b: Lowering, node: Node) -> list[Value]:
@@ -263,7 +75,7 @@ _table(
         "Cos": np.cos,
         "Exp": np.exp,
         "Floor": np.floor,
-        "Identity": _copy,
+        "Identity": copy,
         "Log": np.log,
         "Neg": np.negative,
         "Round": np.rint,
@@ -475,6 +287,20 @@ def _tanh_gelu(b: Lowering, x: Value) -> Value:
     return b.emit(np.multiply, half, b.emit(np.add, t, 1.0))
 
 
+@lowering("BatchNormalization")
+def _batch_normalization(b: Lowering, node: Node) -> Value:
+    """(x - mean) * factor + bias with a number a channel; statistics of the batch have no steps."""
+    x, *parameters = node.inputs
+    if node.attrs.get("training_mode", 0) or x is None or x.shape is None or len(x.shape) < 2:
+        raise Refused
+    shape = (-1, *[1] * (len(x.shape) - 2))
+    scale, bias, mean, variance = (b.array(t) for t in parameters)
+    factor = scale / np.sqrt(variance + np.float32(node.attrs.get("epsilon", 1e-5)))
+    value = b.emit(np.subtract, b.value(x), b.constant(mean.reshape(shape)))
+    value = b.emit(np.multiply, value, b.constant(factor.reshape(shape)))
+    return b.emit(np.add, value, b.constant(bias.reshape(shape)))
+
+
 @lowering("Where")
 def _where(b: Lowering, node: Node) -> Value:
     condition, x, y = (b.value(t) for t in node.inputs)
@@ -498,4 +324,4 @@ def _cast(b: Lowering, node: Node) -> Value:
     same = source is not None and source.dtype is target.dtype
     if not same and not (b.dtype(value) == BOOL and target.dtype is DType.FLOAT):
         raise Refused
-    return b.emit(_copy, value, dtype=_kind(target))
+    return b.emit(copy, value, dtype=kind_of(target))
