@@ -125,12 +125,28 @@ def check_feeds(engine: Engine, feeds: Mapping[str, Any]) -> list[Any]:
         expected = ", ".join(str(t.spec) for t in tensors) or "none"
         raise UsageError(f"{'; '.join(wrong)}; {engine.name} expects {expected}")
     arrays = [_check(engine, t, feeds.get(t.name)) for t in tensors]
+    _check_symbols(engine, tensors, arrays)
     if engine.config.profiles:
         shapes = {
             t.name: a.shape for t, a in zip(tensors, arrays, strict=True) if hasattr(a, "shape")
         }
         check_profiles(engine.config.profiles, shapes)
     return arrays
+
+
+def _check_symbols(engine: Engine, tensors: Sequence[Tensor], arrays: Sequence[Any]) -> None:
+    """One symbolic dimension has one size: fusion relies on it."""
+    sizes: dict[str, tuple[int, str]] = {}
+    for tensor, array in zip(tensors, arrays, strict=True):
+        for dim, size in zip(tensor.shape or (), np.shape(array), strict=False):
+            if not isinstance(dim, str) or tensor.container != "tensor":
+                continue
+            known, name = sizes.setdefault(dim, (size, tensor.name))
+            if known != size:
+                raise UsageError(
+                    f"dimension {dim!r} of {engine.name} is {known} in {name!r} but {size} in "
+                    f"{tensor.name!r}; the model gives it one name, so it must have one size"
+                )
 
 
 def _check(engine: Engine, tensor: Tensor, value: Any) -> Any:

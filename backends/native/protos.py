@@ -57,6 +57,15 @@ def function_of_schema(
     return function if function.node else None
 
 
+_ANONYMOUS = frozenset({"", "?", "-1", "None"})  # what exporters write for "any size"
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    if dim.HasField("dim_value") and dim.dim_value >= 0:
+        return dim.dim_value
+    return None if dim.dim_param in _ANONYMOUS else dim.dim_param
+
+
 def read_type(type_: onnx.TypeProto) -> tuple[DType | None, Shape | None, str]:
     """Element type, shape and container of a TypeProto."""
     kind = type_.WhichOneof("value")
@@ -72,10 +81,7 @@ def read_type(type_: onnx.TypeProto) -> tuple[DType | None, Shape | None, str]:
     dtype = DType(inner.elem_type) if inner.elem_type else None
     if not inner.HasField("shape"):
         return dtype, None, "tensor"
-    dims = [
-        d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None)
-        for d in inner.shape.dim
-    ]
+    dims = [_dim(d) for d in inner.shape.dim]
     return dtype, tuple(dims), "tensor"
 
 

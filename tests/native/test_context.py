@@ -134,3 +134,12 @@ def test_cuda_without_a_gpu_is_an_error_not_a_cpu_run():
     if choose_device("auto") == "cpu":
         with pytest.raises(UsageError, match="needs an NVIDIA GPU"):
             runner(PLAIN, device="cuda")
+
+
+def test_one_symbol_has_one_size():
+    both = runner("g (float[N,3] x, float[N,3] z) => (float[N,3] y) { y = Add(x, z) }")
+    with pytest.raises(UsageError, match="dimension 'N' of .* is 2 in 'x' but 1 in 'z'"):
+        both.infer({"x": X, "z": X[:1]})
+    square = runner("g (float[N,N] x) => (float[N,N] y) { y = Neg(x) }")
+    with pytest.raises(UsageError, match="dimension 'N'"):
+        square.infer({"x": X})
