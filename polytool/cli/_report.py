@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from polytool.cli import _comparison
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from polytool.agreement import Request, Session
     from polytool.cli._comparing import Comparing
     from polytool.comparators.comparison import Comparison
+    from polytool.postprocess import Step
 
 MOST_ROWS = _comparison.MOST_ROWS
 
@@ -67,7 +68,27 @@ def to_json(session: Session) -> dict[str, Any]:
     }
 
 
-def show_single(session: Session, comparing: Comparing, as_json: bool) -> int:
+def save(
+    path: str,
+    model: str,
+    comparison: Comparison,
+    session: Session,
+    facts: Mapping[str, Any],
+    steps: Sequence[Step] = (),
+) -> None:
+    """Write the HTML report, which draws the arrays that were compared."""
+    from polytool.postprocess import postprocessed
+    from polytool.reporting import save_report
+
+    results = session.results
+    for step in steps:
+        results = postprocessed(results, step)
+    save_report(path, comparison, model=model, facts=facts, results=results)
+
+
+def show_single(
+    session: Session, comparing: Comparing, as_json: bool, report: str | None = None
+) -> int:
     """Print what one run alone gave, and return the exit code: 1 for NaN with --validate."""
     ((name, run),) = session.results.items()
     broken = {output for i in run for output, value in i.items() if _not_finite(value)}
@@ -82,6 +103,11 @@ def show_single(session: Session, comparing: Comparing, as_json: bool) -> int:
         "not_finite": sorted(broken),
         **to_json(session),
     }
+    if report is not None:
+        from polytool.comparators.comparison import Comparison
+
+        model = session.model.path if session.model is not None else None
+        save(report, model or name, Comparison(()), session, facts)
     result(as_json, text, facts)
     return 1 if failed else 0
 

@@ -11,6 +11,7 @@ from polytool.cli import _comparing, _runners, options, output
 if TYPE_CHECKING:
     from polytool.agreement import Request, Session
     from polytool.comparators.comparison import Comparison
+    from polytool.postprocess import Step
 
 
 def request_of(
@@ -52,6 +53,15 @@ def request_of(
 
 def compare(session: Session, comparing: _comparing.Comparing) -> Comparison:
     """Compare as the user asked for, and save the comparison where they want it."""
+    steps = steps_of(comparing)
+    found = session.compare(comparing.criteria, steps=steps, script=comparing.compare_script)
+    if comparing.save is not None:
+        found.save(comparing.save)
+    return found
+
+
+def steps_of(comparing: _comparing.Comparing) -> list[Step]:
+    """What outputs go through before they are compared."""
     from polytool.postprocess import script_step, top_step
 
     steps = []
@@ -59,10 +69,7 @@ def compare(session: Session, comparing: _comparing.Comparing) -> Comparison:
         steps.append(top_step(comparing.postprocess))
     if comparing.postprocess_script is not None:
         steps.append(script_step(comparing.postprocess_script))
-    found = session.compare(comparing.criteria, steps=steps, script=comparing.compare_script)
-    if comparing.save is not None:
-        found.save(comparing.save)
-    return found
+    return steps
 
 
 @contextmanager

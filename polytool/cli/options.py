@@ -216,6 +216,21 @@ def json(function: F) -> F:
     return option("--json", "as_json", is_flag=True, help=text)(function)
 
 
+def _writable(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
+    from polytool.conversion import check_writable
+
+    if path is not None:
+        check_writable(path)
+    return path
+
+
+def report(function: F) -> F:
+    """--report: where an HTML file goes; found out at once when it cannot be written."""
+    text = "Write what was found, with plots, as one self-contained HTML file."
+    path = option("--report", metavar="HTML", type=click.Path(), callback=_writable, help=text)
+    return path(function)
+
+
 def seed(function: F) -> F:
     """--seed."""
     text = "Seed of everything random; the same seed gives the same numbers."

@@ -17,11 +17,13 @@ from polytool.cli.output import note, result
 @_runners.files
 @_comparing.comparing
 @options.external_data
+@options.report
 @options.json
 def run(
     builder: _runners.Builder,
     onnxrt: _runners.Onnxrt,
     comparing: _comparing.Comparing,
+    report: str | None,
     as_json: bool,
     **given: Any,
 ) -> int:
@@ -45,8 +47,12 @@ def run(
     for text in (*session.notes, *comparing.notes, *_request.unused(request, builder, onnxrt)):
         note(text)
     if len(session.results) == 1:
-        return _report.show_single(session, comparing, as_json)
+        return _report.show_single(session, comparing, as_json, report)
     comparison = _request.compare(session, comparing)
     facts = {**comparison.to_json(), **_report.to_json(session)}
+    if report is not None:
+        _report.save(
+            report, request.model, comparison, session, facts, _request.steps_of(comparing)
+        )
     result(as_json, _report.describe(session, comparison, request), facts)
     return comparison.exit_code
