@@ -20,7 +20,7 @@ from polytool.backends.native.tactics.base import Mode
 from polytool.backends.native.tactics.lowering import Lowering, Refused, copy, stored_as
 from polytool.backends.native.tactics.numpy_generic import stored_constant
 from polytool.backends.native.tactics.pointwise import LOWERINGS
-from polytool.backends.native.tactics.pool import parallel, scratch
+from polytool.backends.native.tactics.pool import buffer_for, parallel, scratch
 
 Array = np.ndarray[Any, Any]
 BLOCK = 1 << 15
@@ -247,7 +247,8 @@ def run_grid(program: Program, grid: Grid, operands: Sequence[Any]) -> Array:
         cut = [_cut(value, where) for value in values]
         program.execute(cut[:n_operands], cut[n_operands:], folded[where])
 
-    parallel(block, grid.count)
+    row = grid.folded[-1] if len(grid.folded) > 1 else BLOCK
+    parallel(block, grid.count, buffer_for(row))
     return out
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from polytool.backends.native.ops.windows import Windows, pad_spatial, patches
 from polytool.backends.native.tactics.epilogue import Finish
-from polytool.backends.native.tactics.pool import blocks_of, parallel, scratch
+from polytool.backends.native.tactics.pool import blocks_of, buffer_for, parallel, scratch
 
 Array = np.ndarray[Any, Any]
 _ALL = slice(None)
@@ -78,7 +78,7 @@ class PointwisePlan:
             if finish is not None:
                 finish(part, images, m, columns)
 
-        parallel(block, len(blocks))
+        parallel(block, len(blocks), buffer_for(self._pixels))
 
 
 class RowPlan:
@@ -120,7 +120,7 @@ class RowPlan:
             if finish is not None:
                 finish(part[None], slice(n, n + 1), m, columns)
 
-        _run_blocks(block, len(self._blocks), self._small)
+        _run_blocks(block, len(self._blocks), self._small, math.prod(self._where.out))
 
     def _product(self, image: Array, first: int, last: int, part: Array) -> None:
         width = self._where.out[1]
@@ -220,7 +220,7 @@ class PatchPlan:
                 part = out.reshape(n, -1, row * w.out[0])[image : image + 1, :, pixels]
                 finish(part, slice(image, image + 1), m, pixels)
 
-        _run_blocks(block, len(self._blocks), self._small)
+        _run_blocks(block, len(self._blocks), self._small, math.prod(self._where.out))
 
 
 class GatherPlan:
@@ -308,7 +308,7 @@ class DepthwisePlan:
             if finish is not None:
                 finish(part, slice(n, n + 1), slice(first * k, last * k), pixels)
 
-        _run_blocks(block, len(self._blocks), self._small)
+        _run_blocks(block, len(self._blocks), self._small, math.prod(self._where.out))
 
     def _product(self, image: Array, matrices: Array, part: Array) -> None:
         w, k = self._where, self._multiplier
@@ -407,12 +407,12 @@ def _phases(where: Windows) -> tuple[list[tuple[int, int]], dict[int, int]]:
     return taps, {phase: max(q for p, q in taps if p == phase) for phase, _ in taps}
 
 
-def _run_blocks(block: Callable[[int], None], count: int, small: bool) -> None:
+def _run_blocks(block: Callable[[int], None], count: int, small: bool, pixels: int) -> None:
     if small:
         for index in range(count):
             block(index)
     else:
-        parallel(block, count)
+        parallel(block, count, buffer_for(pixels))
 
 
 def multiply(filters: Array, columns: Array, out: Array) -> None:

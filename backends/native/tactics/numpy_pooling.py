@@ -12,7 +12,7 @@ from polytool.backends.native.network import Layer
 from polytool.backends.native.tactics.base import Launch, Mode, Tactic, only_node
 from polytool.backends.native.tactics.lowering import FLOAT, stored_as
 from polytool.backends.native.tactics.numpy_generic import Generic
-from polytool.backends.native.tactics.pool import blocks_of, parallel
+from polytool.backends.native.tactics.pool import BUFFERED, blocks_of, parallel
 
 Array = np.ndarray[Any, Any]
 _BLOCK = 1 << 17
@@ -54,6 +54,6 @@ def _by_channels(operator: Launch, x: Array) -> Array:
         first, last = parts[index]
         results[index] = operator(planes[first:last])[0]
 
-    parallel(block, len(parts))
+    parallel(block, len(parts), BUFFERED)
     pooled = np.concatenate(results)
     return pooled.reshape(*x.shape[:2], *pooled.shape[2:])

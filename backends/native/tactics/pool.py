@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
-# Elements that NumPy's iterator buffers. With the default (8192) it copies every operand of an
-# inner loop that is not contiguous, which triples the time of pointwise steps on blocks.
+# Elements that NumPy's iterator buffers. With the default it copies every operand of an inner loop
+# that is not contiguous, which triples the time of pointwise steps on long rows of blocks.
 _BUFFER = 16
+BUFFERED = 8192
+"""NumPy's default, which is the better one where rows are short: see `buffer_for`."""
 
 
 def cpu_count() -> int:
@@ -33,8 +35,8 @@ def cpu_count() -> int:
 class _Job:
     """One call of `Pool.run`: whoever is free takes the next block."""
 
-    def __init__(self, function: Callable[[int], Any], count: int) -> None:
-        self.function, self.count = function, count
+    def __init__(self, function: Callable[[int], Any], count: int, buffer: int) -> None:
+        self.function, self.count, self.buffer = function, count, buffer
         self.counter = itertools.count()
         self.error: BaseException | None = None
 
@@ -59,11 +61,11 @@ class _Worker(threading.Thread):
 
     def run(self) -> None:
         np.seterr(all="ignore")  # the executor's errstate is the calling thread's only
-        np.setbufsize(_BUFFER)
         while True:
             self.go.acquire()
             job, self.job = self.job, None
             if job is not None:
+                np.setbufsize(job.buffer)
                 job.work()
             del job
             self.done.release()
@@ -78,7 +80,7 @@ class Pool:
         self._started = False
         self._lock = threading.Lock()
 
-    def run(self, function: Callable[[int], Any], count: int) -> None:
+    def run(self, function: Callable[[int], Any], count: int, buffer: int = _BUFFER) -> None:
         """Call `function(0)` ... `function(count - 1)`, each once, in any order, on any thread.
 
         A caller that finds every worker busy computes all blocks itself. The first exception is
@@ -87,10 +89,10 @@ class Pool:
         if count == 1:
             function(0)
             return
-        before = np.setbufsize(_BUFFER)
+        before = np.setbufsize(buffer)
         try:
             if self._idle:
-                self._run(_Job(function, count))
+                self._run(_Job(function, count, buffer))
             else:
                 for index in range(count):
                     function(index)
@@ -128,6 +130,11 @@ class Pool:
                 self._started = True
 
 
+def buffer_for(row: int) -> int:
+    """The iterator's buffer for steps on rows of so many elements that are not contiguous."""
+    return _BUFFER if row >= 128 else BUFFERED
+
+
 _pools: dict[int, Pool] = {}
 
 
@@ -139,9 +146,9 @@ def pool() -> Pool:
     return found
 
 
-def parallel(function: Callable[[int], Any], count: int) -> None:
+def parallel(function: Callable[[int], Any], count: int, buffer: int = _BUFFER) -> None:
     """`Pool.run` on the process's pool."""
-    pool().run(function, count)
+    pool().run(function, count, buffer)
 
 
 def blocks_of(total: int, target: int, multiple: int = 1) -> list[tuple[int, int]]:
