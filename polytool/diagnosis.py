@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from polytool.cli.output import table, verdict
+from polytool.text import table, verdict
 
 if TYPE_CHECKING:
     from polytool.comparators.findings import Finding, Location

@@ -5,47 +5,17 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
 
 from polytool.errors import PolytoolError
+from polytool.text import table as table  # what commands print with, in one place
+from polytool.text import verdict as verdict
 
 T = TypeVar("T")
-
-COLORS = {
-    "agree": "green",
-    "passed": "green",
-    "expected": "green",
-    "differ": "red",
-    "failed": "red",
-    "broken": "red",
-    "not_compared": "yellow",
-    "suspicious": "yellow",
-}
-
-
-def verdict(word: str) -> str:
-    """A verdict in the colour that it has everywhere; plain where the output takes no colour."""
-    return click.style(word.replace("_", " "), fg=COLORS.get(word), bold=True)
-
-
-def table(rows: Iterable[Sequence[Any]], headers: Sequence[str], *, align: str = "") -> str:
-    """Rows under headers.
-
-    Args:
-        rows: cells; numbers are shown as `str` shows them, so format floats before.
-        headers: one a column.
-        align: `l` or `r` a column; by default all to the left.
-    """
-    from tabulate import tabulate
-
-    names = {"l": "left", "r": "right"}
-    columns = [names[x] for x in align or "l" * len(headers)]
-    cells = [[str(cell) for cell in row] for row in rows]
-    return tabulate(cells, headers, tablefmt="simple", colalign=columns, disable_numparse=True)
 
 
 def result(as_json: bool, text: str, value: Mapping[str, Any]) -> None:

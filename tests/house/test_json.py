@@ -26,6 +26,8 @@ CALLS = {
     "debug locate": "model.onnx --fp16 --input-shapes bytes:[1,2048]",
     "debug reduce": "model.onnx -o small.onnx --native --fp16 --onnxrt "
     "--input-shapes bytes:[1,2048]",
+    "debug precision": "model.onnx --fp16 --input-shapes bytes:[1,2048] --target top-1",
+    "debug build": "model.onnx --check true",
     "debug repeat": "--check true",
     "inspect model": "model.onnx",
     "inspect data": "out.json",
@@ -37,6 +39,7 @@ CALLS = {
     "surgeon prune": "model.onnx -o pruned.onnx",
     "surgeon weight-strip": "model.onnx -o stripped.onnx",
     "surgeon weight-reconstruct": "stripped.onnx -o whole.onnx",
+    "template onnx-gs": "model.onnx -o surgery.py",
     "data merge": "in.json -o merged.json",
     "data concat": "in.json in.json -o both.json",
     "data to-input": "in.json -o other.json",
