@@ -21,6 +21,9 @@ from polytool.cli.output import result
     is_flag=True,
     help="List the sizes that data decides, with their causes and the bounds that are implied.",
 )
+@options.option(
+    "--save-visual", metavar="PATH", help="Write one page to look at the graph in a browser."
+)
 @options.option("--verify", is_flag=True, help="Check every part of an engine file.")
 @options.input_shapes
 @options.external_data
@@ -29,6 +32,7 @@ def model(
     model: str,
     show: tuple[str, ...],
     list_unbounded_dds: bool,
+    save_visual: str | None,
     verify: bool,
     input_shapes: dict[str, tuple[int, ...]],
     external_data_dir: str | None,
@@ -61,6 +65,12 @@ def model(
     )
     found = inspect_model(source, input_shapes=input_shapes, statistics="stats" in show)
     text, facts = _described.model_text(found, show), _described.model_facts(found, show)
+    if save_visual is not None:
+        import polytool.visual
+
+        polytool.visual.save_visual(found, save_visual)
+        text += f"\n\n{save_visual}: open it in a browser"
+        facts["visual"] = save_visual
     if list_unbounded_dds:
         from polytool.surgeon import list_dds
 
