@@ -57,7 +57,7 @@ def _of_output(a: Any, b: Any, finding: Finding) -> dict[str, Any] | None:
 
 
 def _is_number(array: Any) -> bool:
-    return array.dtype != object and array.size > 0
+    return bool(array.dtype != object and array.size > 0)
 
 
 def draw(a: Any, b: Any) -> dict[str, Any]:

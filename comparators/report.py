@@ -71,13 +71,13 @@ def _answer(kind: str, facts: Mapping[str, Any]) -> str:
     if kind == "locate":
         first = facts["first_broken"]
         if first is None:
-            return f"{len(facts['ranking'])} layers were judged; none is broken."
+            return f"Layers judged: {len(facts['ranking'])}; none is broken."
         names = ", ".join(first["nodes"] or first["tensors"])
         return f"First broken layer: {names}: {first['reason']}"
     outputs = [(n, o) for pair in facts["pairs"] for n, o in pair["outputs"].items()]
     wrong = [name for name, output in outputs if output["verdict"] != "agree"]
     if not wrong:
-        return f"{len(outputs)} outputs were compared; all agree." if outputs else "One run alone."
+        return f"Compared: {len(outputs)}; all agree." if outputs else "One run alone."
     more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
     return f"{len(wrong)} of {len(outputs)} outputs do not agree: {', '.join(wrong[:5])}{more}."
 

@@ -48,7 +48,7 @@ function locateReport() {
   }
 
   function errors() {
-    const place = section("Error by depth", "Relative L2 of each layer. Own error: what the layer alone did; marks above the dashed line exceed what its type explains.");
+    const place = section("Error by depth", "Relative L2 of each layer. Own error: what the layer alone did; marks above the dashed line exceed what its type explains. Errors of 0 are not drawn.");
     plot(place, {
       points: inOrder.map((row) => ({ x: row.position, row, own: row.own_error, total: row.total_error, budget: row.budget,
         verdict: row.verdict, lost: row.own_error == null })),
@@ -92,13 +92,13 @@ function locateReport() {
 
   function ranks() {
     const place = section("Ranking", "The worst first. Click a heading to sort; the search looks at names of layers, nodes and tensors, types and reasons.");
-    const error = (key, title, hint, empty) => ({ title, hint, number: true, width: "78px", empty, value: (r) => r[key] });
+    const error = (key, title, hint, empty) => ({ title, hint, number: true, width: "86px", empty, value: (r) => r[key] });
     refill = table(place, {
       rows: ranking, pick: choose, chosen: () => current,
       text: (r) => [r.layer, ...r.nodes, ...r.tensors, r.dtype, r.precision, r.verdict, r.reason].join(" "),
       filters: [["all verdicts", null], ...["broken", "suspicious", "expected"].map((w) => [w, (r) => r.verdict === w])],
       columns: [
-        { title: "verdict", width: "112px", value: (r) => ({ broken: 0, suspicious: 1, expected: 2 })[r.verdict], show: (r) => verdictOf(r.verdict) },
+        { title: "verdict", width: "126px", value: (r) => ({ broken: 0, suspicious: 1, expected: 2 })[r.verdict], show: (r) => verdictOf(r.verdict) },
         { title: "excess", hint: "own error / budget", number: true, width: "88px", empty: Infinity, value: (r) => r.excess, show: times },
         error("own_error", "own", "what this layer alone did", Infinity),
         error("inherited_error", "inherited", "what came with its inputs"),
@@ -129,7 +129,9 @@ function locateReport() {
     around.querySelectorAll(".two, .ramped").forEach((old) => old.remove());
     around.append(box, make("div", { class: "ramped" }, shade));
     const area = box.querySelector(".graph"), own = area.querySelector("[data-current]");
-    if (own) area.scrollTop = own.getAttribute("y") - area.clientHeight / 2 + 24;
+    if (!own) return;
+    area.scrollTop = own.getAttribute("y") - area.clientHeight / 2 + 24;
+    area.scrollLeft = own.getAttribute("x") - area.clientWidth / 2 + 104;
   }
 
   function details() {

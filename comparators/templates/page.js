@@ -37,6 +37,10 @@ function number(value, digits = 2) {
   return size >= 0.01 && size < 1e4 ? String(+value.toPrecision(digits + 1)) : value.toExponential(digits - 1);
 }
 
+function counted(count, what) {
+  return `${count} ${what}${count === 1 ? "" : "s"}`;
+}
+
 function verdictOf(word) {
   return make("span", { class: `verdict ${word}` }, `${MARKS[word] || ""} ${word.replace("_", " ")}`);
 }

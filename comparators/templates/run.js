@@ -3,7 +3,7 @@ function runReport() {
   if (!facts.pairs.length) alone();
   facts.pairs.forEach((pair, index) => {
     const rows = Object.entries(pair.outputs).map(([name, output], i) => ({ name, position: i, ...output }));
-    section(`${pair.a} against ${pair.b}`, pair.notes.join("; "), make("p", {}, verdictOf(pair.verdict), ` ${rows.length} output${rows.length === 1 ? "" : "s"}`));
+    section(`${pair.a} against ${pair.b}`, pair.notes.join("; "), make("p", {}, verdictOf(pair.verdict), ` ${counted(rows.length, "output")}`));
     byDepth(rows);
     outputTable(rows);
     for (const [name, picture] of Object.entries((data.pictures || [])[index] || {})) drawOutput(pair, name, picture);
@@ -33,18 +33,20 @@ function byDepth(rows) {
 }
 
 function tolerance(given) {
-  return Object.entries(given).filter(([key]) => key !== "source").map(([key, value]) => `${key} ${typeof value === "number" ? number(value) : value}`).join(", ");
+  return Object.entries(given).filter(([key, value]) => key !== "source" && value !== "default").map(([key, value]) => `${key} ${typeof value === "number" ? number(value) : value}`).join(", ");
 }
 
 function outputTable(rows) {
   const value = (key, title, hint, width = "88px") => ({ title, hint, width, number: true, empty: null, value: (r) => r[key] });
-  const place = section("Outputs", "Click a heading to sort.");
+  const place = section("Outputs", "The worst first. Click a heading to sort.");
+  const rank = { differ: 0, not_compared: 1, agree: 2 };
+  rows = [...rows].sort((a, b) => rank[a.verdict] - rank[b.verdict] || (b.excess ?? Infinity) - (a.excess ?? Infinity) || 0);
   const samples = rows.some((r) => r.iterations.length > 1);
   table(place, {
     rows, text: (r) => [r.name, r.verdict, r.reason, ...r.dtypes].join(" "),
     filters: [["all verdicts", null], ...["differ", "not_compared", "agree"].map((w) => [w.replace("_", " "), (r) => r.verdict === w])],
     columns: [
-      { title: "verdict", width: "126px", value: (r) => ({ differ: 0, not_compared: 1, agree: 2 })[r.verdict], show: (r) => verdictOf(r.verdict) },
+      { title: "verdict", width: "126px", value: (r) => rank[r.verdict], show: (r) => verdictOf(r.verdict) },
       { title: "output", width: "minmax(140px, 3fr)", value: (r) => r.name + r.path },
       { title: "type", width: "minmax(120px, 2fr)", value: (r) => (r.dtypes[0] === r.dtypes[1] ? r.dtypes[1] : r.dtypes.join(" / ")) + (r.shapes[1] ? `[${r.shapes[1].join(", ")}]` : "") },
       { title: "excess", hint: "error / tolerance; above 1 it differs", width: "80px", number: true, empty: Infinity, value: (r) => r.excess },
@@ -62,7 +64,7 @@ function drawOutput(pair, name, picture) {
   const told = where ? `Largest error at [${where.join(", ")}]: ${output.worst_values[0]} in ${pair.a}, ${output.worst_values[1]} in ${pair.b}. ` : "";
   const sample = output.iterations.length > 1 ? `Iteration ${output.iteration}. ` : "";
   main.append(make("div", { class: "panel output" }, make("h3", {}, verdictOf(output.verdict), ` ${name}${output.path}`),
-    make("p", { class: "hint" }, `${sample}${told}${picture.equal} values are equal${picture.one_sided ? `, ${picture.one_sided} not finite on one side only` : ""}.`),
+    make("p", { class: "hint" }, `${sample}${told}Equal values: ${picture.equal}${picture.one_sided ? `; not finite on one side only: ${picture.one_sided}` : ""}.`),
     make("div", { class: "two" }, heatMap(picture), histogram(picture))));
 }
 
@@ -84,7 +86,15 @@ function heatMap(picture) {
       const box = [Math.floor(x * w), Math.floor(y * h), Math.ceil(w), Math.ceil(h)];
       context.fillStyle = value == null ? color("broken") : value === 0 ? color("grid") : rgb(heat(logShare(value, low, high)));
       context.fillRect(...box);
+      if (value == null) cross(context, ...box);
     }));
+  };
+  const cross = (context, x, y, w, h) => { // told by more than its colour
+    context.strokeStyle = color("back");
+    context.beginPath();
+    context.moveTo(x, y); context.lineTo(x + w, y + h);
+    context.moveTo(x + w, y); context.lineTo(x, y + h);
+    context.stroke();
   };
   canvas.addEventListener("mousemove", (event) => {
     const box = canvas.getBoundingClientRect();
@@ -98,7 +108,7 @@ function heatMap(picture) {
   painted(paint);
   return make("div", {}, make("p", { class: "hint" }, `Largest |error| by place: leading dimensions down (${all}), last axis across (${last}).`),
     make("div", { class: "plot" }, canvas), ramp(low, high, "|error|"),
-    make("p", { class: "hint" }, picture.one_sided ? "Grey: equal. Red-orange: not finite on one side only." : "Grey: equal."));
+    make("p", { class: "hint" }, picture.one_sided ? "Grey: equal. Crossed out: not finite on one side only." : "Grey: equal."));
 }
 
 function histogram(picture) {
@@ -140,7 +150,8 @@ function timing() {
   if (!times.length) return;
   const list = make("dl", {});
   for (const [name, seconds] of times) {
-    const median = [...seconds].sort((a, b) => a - b)[Math.floor(seconds.length / 2)];
+    const sorted = [...seconds].sort((a, b) => a - b), half = (sorted.length - 1) / 2;
+    const median = (sorted[Math.floor(half)] + sorted[Math.ceil(half)]) / 2;
     list.append(make("dt", {}, name), make("dd", {}, `${number(1000 * median)} ms, median of ${seconds.length}`));
   }
   section("Time of an inference", "", make("div", { class: "panel" }, list));

@@ -45,7 +45,7 @@ function table(place, { rows, columns, text, filters, pick, chosen, most = 16 })
     });
     body.style.height = `${shown.length * ROW}px`;
     grid.style.height = `${Math.min(Math.max(shown.length, 1), most) * ROW + ROW + 4}px`;
-    count.textContent = shown.length === rows.length ? `${rows.length} rows` : `${shown.length} of ${rows.length} rows`;
+    count.textContent = shown.length === rows.length ? counted(rows.length, "row") : `${shown.length} of ${counted(rows.length, "row")}`;
     grid.scrollTop = 0;
     fill();
   }
