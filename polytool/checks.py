@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +87,11 @@ _MOST_RUNS = 10_000
 
 
 def repeat(
-    check: CommandCheck, until: str, artifacts: Sequence[str], folder: str | Path
+    check: CommandCheck,
+    until: str,
+    artifacts: Sequence[str],
+    folder: str | Path,
+    prepare: Callable[[], None] | None = None,
 ) -> list[bool]:
     """Run a command several times and sort what it leaves behind.
 
@@ -96,6 +100,7 @@ def repeat(
         until: a number of runs, or `good` or `bad`: until the first run of that kind.
         artifacts: files to move into `folder/good` and `folder/bad` after each run.
         folder: where they go.
+        prepare: called before each run.
 
     Returns:
         Whether each run passed.
@@ -107,6 +112,8 @@ def repeat(
         raise UsageError(f"--until {until!r} is neither a number of runs nor good or bad")
     runs: list[bool] = []
     for iteration in range(int(until) if until.isdigit() else _MOST_RUNS):
+        if prepare is not None:
+            prepare()
         runs.append(not check.fails())
         sort_artifacts(artifacts, folder, good=runs[-1], iteration=iteration)
         if (until == "good" and runs[-1]) or (until == "bad" and not runs[-1]):

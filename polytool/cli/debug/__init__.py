@@ -1,1 +1,1 @@
-"""Find the layer that loses precision, the smallest failing model, a flaky command."""
+"""Find the layer that loses precision, the smallest failing model, a flaky build or command."""
