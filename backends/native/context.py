@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from polytool.backends.native.profiler import Profiler
 from polytool.backends.native.profiles import check_profiles
 from polytool.backends.native.tactics.pool import single_threaded_blas
 from polytool.errors import UsageError
-from polytool.tensors import DType, format_shape
+from polytool.tensors import DType, as_numpy, format_shape
 
 if TYPE_CHECKING:
     from polytool.backends.native.cuda.program import CudaProgram
@@ -152,11 +151,9 @@ def _check_symbols(engine: Engine, tensors: Sequence[Tensor], arrays: Sequence[A
 def _check(engine: Engine, tensor: Tensor, value: Any) -> Any:
     if tensor.container != "tensor" and (value is None or isinstance(value, (list, dict))):
         return value
-    array = to_numpy(value)
+    array = as_numpy(value)
     if tensor.dtype is not None:
         found = DType.of(array)
-        if found is DType.STRING and array.dtype != object:
-            array = array.astype(object)
         if found is not tensor.dtype:
             raise UsageError(
                 f"input {tensor.name!r} is {found.label}; {engine.name} expects {tensor.spec}"
@@ -175,29 +172,3 @@ def _check(engine: Engine, tensor: Tensor, value: Any) -> Any:
                 f"be {dim}: {engine.name} expects {format_shape(tensor.shape)}"
             )
     return array
-
-
-def to_numpy(value: Any) -> np.ndarray:
-    """An array of anything: NumPy, a Python number or list, DLPack on the CPU."""
-    if isinstance(value, np.ndarray):
-        return value
-    if hasattr(value, "__dlpack__"):
-        try:
-            return np.from_dlpack(value)
-        except (RuntimeError, BufferError, TypeError, ValueError):
-            if hasattr(value, "detach"):
-                value = value.detach().cpu()
-    return np.asarray(value)
-
-
-class Timer:
-    """Seconds between `with` and its end."""
-
-    seconds = 0.0
-
-    def __enter__(self) -> Timer:
-        self._start = time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds = time.perf_counter() - self._start
