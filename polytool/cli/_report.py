@@ -22,10 +22,20 @@ MOST_ROWS = _comparison.MOST_ROWS
 
 def describe(session: Session, comparison: Comparison, request: Request) -> str:
     """The whole answer of a comparison as text."""
-    parts = [_comparison.describe(comparison), "\n".join(_facts(session))]
+    facts = [*_verdict_on_each(comparison), *_facts(session)]
+    parts = [_comparison.describe(comparison), "\n".join(facts)]
     if comparison.verdict == "differ":
         parts.append(_next_step(request))
     return "\n\n".join(part for part in parts if part)
+
+
+def _verdict_on_each(comparison: Comparison) -> Iterator[str]:
+    """Which of several runs is off, where the truth was asked."""
+    from polytool.comparators.blame import who_is_off
+
+    said = who_is_off(comparison)
+    if said is not None and all(pair.b == "oracle" for pair in comparison.pairs):
+        yield f"rel L2  {said}"
 
 
 def _facts(session: Session) -> Iterator[str]:
