@@ -28,6 +28,8 @@ CALLS = {
     "--input-shapes bytes:[1,2048]",
     "debug precision": "model.onnx --fp16 --input-shapes bytes:[1,2048] --target top-1",
     "debug build": "model.onnx --check true",
+    "debug precision": "model.onnx --fp16 --input-shapes bytes:[1,2048] --target snr>=20",
+    "debug build": "model.onnx --check true",
     "debug repeat": "--check true",
     "inspect model": "model.onnx",
     "inspect data": "out.json",
