@@ -28,20 +28,12 @@ def render(
 ) -> str:
     """The page.
 
-    Args:
-        kind: whose facts they are: `run` or `locate`.
-        facts: what the command prints with --json.
-        title: what was looked at, such as the path of the model.
-        drawing: what is shown beyond the facts: `pictures` (see `comparators.pictures`) for `run`;
-            `edges` (for each position, the positions that feed it) and `operators` for `locate`.
+    Args: see `page_data`.
 
     Raises:
         UsageError: there is no such kind of report.
     """
-    if kind not in KINDS:
-        raise UsageError(f"there is no report of {kind!r}: choose one of {', '.join(KINDS)}")
-    limits = {t.label: {"max": most, "min": least} for t, (most, least) in LIMITS.items()}
-    data = {"kind": kind, "title": title, "facts": facts, "limits": limits, **(drawing or {})}
+    data = page_data(kind, facts, title=title, drawing=drawing)
     parts = {
         "title": html.escape(title),
         "command": html.escape("polytool run" if kind == "run" else "polytool debug locate"),
@@ -58,6 +50,31 @@ def render(
         name, rest = piece.split("}}", 1)
         filled += [parts[name], rest]
     return "".join(filled)
+
+
+def page_data(
+    kind: str,
+    facts: Mapping[str, Any],
+    *,
+    title: str,
+    drawing: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """All that a page holds.
+
+    Args:
+        kind: whose facts they are: `run` or `locate`.
+        facts: what the command prints with --json.
+        title: what was looked at, such as the path of the model.
+        drawing: what is shown beyond the facts: `pictures` (see `comparators.pictures`) for `run`;
+            `edges` (for each position, the positions that feed it) and `operators` for `locate`.
+
+    Raises:
+        UsageError: there is no such kind of report.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"there is no report of {kind!r}: choose one of {', '.join(KINDS)}")
+    limits = {t.label: {"max": most, "min": least} for t, (most, least) in LIMITS.items()}
+    return {"kind": kind, "title": title, "facts": facts, "limits": limits, **(drawing or {})}
 
 
 def as_script(value: Any) -> str:

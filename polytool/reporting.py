@@ -1,4 +1,4 @@
-"""`--report` of `run` and `debug locate`: what was found, as one HTML file.
+"""`--report` of `run` and `debug locate`: what was found, as one HTML file, or as a PNG.
 
 location = locate("model.onnx", feeds, precision="fp16")
 save_report("out.html", location, model="model.onnx")
@@ -6,13 +6,18 @@ save_report("out.html", location, model="model.onnx")
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from polytool.comparators.comparison import Comparison
+from polytool.comparators.figures import to_png
 from polytool.comparators.findings import Location
 from polytool.comparators.pictures import pictures
-from polytool.comparators.report import render
+from polytool.comparators.report import page_data, render
+from polytool.conversion import check_writable
+from polytool.errors import MissingDependencyError
 from polytool.files import StrPath, replacing, write_all
 from polytool.model import Model, graphs, load
 
@@ -31,7 +36,7 @@ def save_report(
     results: Mapping[str, Any] | None = None,
     external_data_dir: str | None = None,
 ) -> None:
-    """Write one self-contained HTML file.
+    """Write one self-contained HTML file, or, where `path` ends in `.png`, its plots as a PNG.
 
     Args:
         path: where it goes.
@@ -43,7 +48,9 @@ def save_report(
 
     Raises:
         ModelError: the file cannot be written, or the model cannot be read.
+        MissingDependencyError: a PNG needs matplotlib.
     """
+    check_report(path)
     facts = found.to_json() if facts is None else facts
     drawing: dict[str, Any] = {}
     if isinstance(found, Location):
@@ -53,9 +60,28 @@ def save_report(
         kind = "run"
         drawing["pictures"] = pictures(results, found) if results is not None else []
     title = str(model) if not isinstance(model, Model) else (model.proto.graph.name or "model")
-    page = render(kind, facts, title=title, drawing=drawing)
+    if _is_png(path):
+        content = to_png(page_data(kind, facts, title=title, drawing=drawing))
+    else:
+        content = render(kind, facts, title=title, drawing=drawing).encode()
     with replacing(path) as file:
-        write_all(file, page.encode())
+        write_all(file, content)
+
+
+def check_report(path: StrPath) -> None:
+    """Find out before long work that a report cannot be written.
+
+    Raises:
+        ModelError: `path` cannot be written.
+        MissingDependencyError: it is a PNG, which needs matplotlib.
+    """
+    check_writable(path)
+    if _is_png(path) and importlib.util.find_spec("matplotlib") is None:
+        raise MissingDependencyError("matplotlib", "report", "a report as PNG")
+
+
+def _is_png(path: StrPath) -> bool:
+    return os.fspath(path).lower().endswith(".png")
 
 
 def neighbours(model: Model, found: Location) -> dict[str, Any]:

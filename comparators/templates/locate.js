@@ -65,7 +65,7 @@ function locateReport() {
   }
 
   function ranges() {
-    const place = section("Range", "Largest magnitude that each layer stores, against the largest number of its type.");
+    const place = section("Range", "Largest finite magnitude of each layer, against the largest number of its type.");
     const points = inOrder.map((row) => {
       const limit = data.limits[row.dtype], bad = row.range.nan + row.range.inf > 0;
       return { x: row.position, row, absmax: row.range.absmax, limit: limit && limit.max, lost: bad,
@@ -221,7 +221,7 @@ function locateReport() {
 
   function layer(row, [x, y], W, H) {
     const bad = row.own_error == null, share = row.own_error > 0 ? logShare(row.own_error, ...shadeOf().range) : 0;
-    const fill = bad ? [255, 233, 69] : heat(share), ink = inkOn(fill), own = row === current;
+    const fill = bad ? [176, 60, 0] : heat(share), ink = inkOn(fill), own = row === current;
     const rect = svg("rect", { x, y, width: W, height: H, rx: 6, fill: rgb(fill), "stroke-width": own ? 4 : row.verdict === "expected" ? 1 : 3,
       stroke: own ? "var(--text)" : `var(--${row.verdict === "expected" ? "line" : row.verdict})` });
     if (own) rect.setAttribute("data-current", "");

@@ -75,12 +75,14 @@ function plot(place, { points, series, height = 250, label, xlabel = "position i
   function line(context, s) {
     context.strokeStyle = color(s.color);
     context.lineWidth = s.kind === "line" ? 1.3 : 1.6;
+    context.lineCap = "round";
     context.setLineDash(s.kind === "dashes" ? [6, 4] : []);
     context.beginPath();
     let pen = false, column = null, least = 0, most = 0, before = null;
     const flush = () => {
       if (column == null) return;
-      if (pen) context.lineTo(column, most); else context.moveTo(column, most);
+      if (!pen) context.moveTo(column - 0.01, most); // so that a single point is seen
+      context.lineTo(column, most);
       if (least !== most) context.lineTo(column, least);
       pen = true;
     };

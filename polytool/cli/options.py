@@ -217,17 +217,17 @@ def json(function: F) -> F:
 
 
 def _writable(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
-    from polytool.conversion import check_writable
-
     if path is not None:
-        check_writable(path)
+        from polytool.reporting import check_report
+
+        check_report(path)
     return path
 
 
 def report(function: F) -> F:
-    """--report: where an HTML file goes; found out at once when it cannot be written."""
-    text = "Write what was found, with plots, as one self-contained HTML file."
-    path = option("--report", metavar="HTML", type=click.Path(), callback=_writable, help=text)
+    """--report: where an HTML file or PNG goes; refused at once when it cannot be written."""
+    text = "Write what was found, with plots, as one self-contained page (.html), or plots (.png)."
+    path = option("--report", metavar="PATH", type=click.Path(), callback=_writable, help=text)
     return path(function)
 
 

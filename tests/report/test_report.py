@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
 import onnx
 import pytest
 from onnx.parser import parse_model
+from PIL import Image
 
 from polytool.cli import main
 from polytool.comparators import pictures as pictured
@@ -252,6 +256,30 @@ def test_one_run_alone_has_a_report(model, capfd, tmp_path) -> None:
     facts = json.loads(capfd.readouterr().out)
     data = Page((tmp_path / "out.html").read_text(encoding="utf-8")).data
     assert (data["facts"], data["title"]) == (facts, "m.onnx")
+
+
+@pytest.mark.parametrize("command", ["debug locate", "run"])
+def test_png_shows_the_plots(model, capfd, tmp_path, command: str) -> None:
+    args = ["--native", "--fp16", "--val-range", "[1,2]", "--report", "out.png"]
+    args += ["--oracle"] if command == "run" else []
+    assert main([*command.split(), "m.onnx", *args]) == 1
+    content = (tmp_path / "out.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n")
+    with Image.open(io.BytesIO(content)) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    left = pixels[:, : pixels.shape[1] // 2]  # the legend stands at the right
+    vermilion = np.all(np.abs(left - (0xD5, 0x5E, 0x00)) < 8, axis=-1)
+    assert np.count_nonzero(vermilion) > 20, "the mark of what is broken is missing"
+
+
+def test_png_without_matplotlib_says_what_to_install(model, capfd, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name)
+    )
+    assert main(["run", "m.onnx", "--native", "--report", "out.png"]) == 2
+    assert "pip install 'polytool[report]'" in capfd.readouterr().err
 
 
 def test_report_that_cannot_be_written_is_refused_before_the_work(model, capfd) -> None:
