@@ -27,7 +27,6 @@ _PACKAGES = (
     "torch",
     "polygraphy",
     "tensorrt",
-    "jinja2",
     "matplotlib",
     "pillow",
 )
