@@ -6,6 +6,7 @@ two equal initializers => one
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -25,6 +26,7 @@ _TYPED = {
     "value_string": DType.STRING,
     "value_strings": DType.STRING,
 }
+_BLOCK = 4 << 20  # bytes that are read at once
 _PROBE = 64  # bytes at the beginning, middle and end that tell most large tensors apart
 
 
@@ -114,11 +116,17 @@ def _probe(model: Model, tensor: onnx.TensorProto) -> object:
 
 
 def _content(model: Model, tensor: onnx.TensorProto) -> object:
+    """A key that only equal contents share; large ones are read in blocks and not kept."""
     if tensor.data_location != tensor.EXTERNAL:
         return _inline(model, tensor)
     if model.ignore_external_data:
         return tuple((e.key, e.value) for e in tensor.external_data)
-    return bytes(model.raw(tensor))
+    where = model.locate(tensor)
+    assert where is not None
+    file, digest = model.file(where.location), hashlib.blake2b()
+    for start in range(0, where.length, _BLOCK):
+        digest.update(file.read(where.offset + start, min(_BLOCK, where.length - start)))
+    return digest.digest()
 
 
 def _inline(model: Model, tensor: onnx.TensorProto) -> object:
