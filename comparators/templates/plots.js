@@ -81,7 +81,7 @@ function plot(place, { points, series, height = 250, label, xlabel = "position i
     let pen = false, column = null, least = 0, most = 0, before = null;
     const flush = () => {
       if (column == null) return;
-      if (!pen) context.moveTo(column - 0.01, most); // so that a single point is seen
+      if (!pen) context.moveTo(column - 2, most); // so that a single point is seen
       context.lineTo(column, most);
       if (least !== most) context.lineTo(column, least);
       pen = true;
