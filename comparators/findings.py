@@ -54,7 +54,8 @@ class Finding:
             reference.
         budget: the own error to expect from the layer's types and condition.
         excess: own_error / budget; None where own_error is.
-        condition: how much the layer amplifies relative noise of its inputs.
+        condition: how much the layer amplifies relative noise of its inputs; 1 where its error
+            needs no such explanation.
         contribution: relative L2 change of the final outputs that this layer's own error alone
             causes; None where it was not measured.
         verdict: `broken`, `suspicious` or `expected`.
