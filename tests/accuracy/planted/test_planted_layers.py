@@ -40,7 +40,7 @@ IN_TACTIC = [
     Case("fp8", "ppocr-det", "fp32", 26),
     Case("fp8", "t5-encoder", "fp32", 27),
     Case("fp8", "lac", "bf16", 28),
-    Case("fp16-accumulation", "ppocr-rec", "fp16", 29),
+    Case("fp16-accumulation", "ppocr-rec", "fp32", 29),
     Case("fp16-accumulation", "khmersm", "fp32", 30),
     Case("fp16-accumulation", "made-transformer", "fp32", 31),
     Case("fp16-accumulation", "magika", "tf32", 32),
