@@ -39,6 +39,7 @@ from polytool.selection import (
 )
 
 if TYPE_CHECKING:
+    from polytool.bounds import BoundCheck
     from polytool.feeds import Feeds as InputData
     from polytool.noise import NoiseMeter
 
@@ -98,12 +99,14 @@ class Session:
         model: the model as it was run; None for an engine.
         feeds: the inputs; None where nothing was run.
         notes: what the user should know: the data that were chosen, options that did nothing.
+        bounds: what the inputs did to bounds that surgery has set, where that was asked.
     """
 
     results: RunResults
     model: Model | None
     feeds: InputData | None
     notes: tuple[str, ...]
+    bounds: tuple[BoundCheck, ...] | None = None
 
     @property
     def reference(self) -> str:

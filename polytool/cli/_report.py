@@ -72,10 +72,13 @@ def _next_step(request: Request) -> str:
 
 def to_json(session: Session) -> dict[str, Any]:
     """The facts about the runs themselves."""
-    return {
+    facts: dict[str, Any] = {
         "seconds": {name: list(run.seconds) for name, run in session.results.items()},
         "notes": list(session.notes),
     }
+    if session.bounds is not None:
+        facts["bounds"] = [check.to_json() for check in session.bounds]
+    return facts
 
 
 def save(

@@ -16,6 +16,9 @@ from polytool.cli.output import note, result
 @options.feeds
 @_runners.files
 @_comparing.comparing
+@options.option(
+    "--check-bounds", is_flag=True, help="Say whether bounds that sanitize has set were ever hit."
+)
 @options.external_data
 @options.report
 @options.json
@@ -23,6 +26,7 @@ def run(
     builder: _runners.Builder,
     onnxrt: _runners.Onnxrt,
     comparing: _comparing.Comparing,
+    check_bounds: bool,
     report: str | None,
     as_json: bool,
     **given: Any,
@@ -44,6 +48,10 @@ def run(
         check_writable(comparing.save)
     with _request.progress(request) as advance:
         session = perform(request, advance)
+    if check_bounds:
+        from polytool.bounds import checked
+
+        session = checked(session)
     for text in (*session.notes, *comparing.notes, *_request.unused(request, builder, onnxrt)):
         note(text)
     if len(session.results) == 1:
