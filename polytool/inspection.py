@@ -221,8 +221,7 @@ def _weight_info(
     model: Model, name: str, tensor: onnx.TensorProto, path: str, statistics: bool
 ) -> WeightInfo:
     found = None
-    readable = tensor.data_location != tensor.EXTERNAL or not model.ignore_external_data
-    if statistics and readable and dtype_of(tensor) is not DType.STRING:
+    if statistics and model.has_content(tensor) and dtype_of(tensor) is not DType.STRING:
         found = _statistics(model, tensor)
     entries = {e.key: e.value for e in tensor.external_data}
     inside = tensor.data_location != tensor.EXTERNAL or model.is_own(entries.get("location", ""))

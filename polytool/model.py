@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Source: TypeAlias = "StrPath | bytes | onnx.ModelProto | Model"
 
+WEIGHTLESS = "TRT_WEIGHTLESS"  # how Polygraphy marks weights whose content was taken out
 EMBEDDED_FROM = 1024  # bytes of content from which an embedded tensor becomes a reference
 _SPILL = "<new>"
 _SPILL_FROM = 4 << 20  # bytes from which a new tensor goes to a temporary file
@@ -324,6 +325,14 @@ class Model:
         return arrays.decode(
             tensor, self.file(where.location).view[where.offset : where.offset + where.length]
         )
+
+    def has_content(self, tensor: onnx.TensorProto) -> bool:
+        """False for a weight that was stripped, or lies in external data that is ignored."""
+        if tensor.data_location == tensor.EXTERNAL:
+            if not self.ignore_external_data:
+                return True
+            return any(e.key == "location" and e.value in self._files for e in tensor.external_data)
+        return not (tensor.doc_string.startswith(WEIGHTLESS) and not tensor.raw_data)
 
     def raw(self, tensor: onnx.TensorProto) -> bytes | memoryview:
         """The content as raw_data holds it: little-endian, packed. Reads it, does not map it."""

@@ -46,8 +46,10 @@ class Value:
 
     @property
     def constant(self) -> TensorProto | None:
-        """The content, if no caller can override it."""
-        return None if self.is_input else self.tensor
+        """The content, if it is there and no caller can override it."""
+        if self.is_input or self.tensor is None or self.graph is None:
+            return None
+        return self.tensor if self.graph.workspace.model.has_content(self.tensor) else None
 
     @property
     def dtype(self) -> DType | None:

@@ -101,12 +101,8 @@ def _check_weight(workspace: Workspace, value: Value, path: str, found: Lint) ->
     model, tensor = workspace.model, value.tensor
     if tensor is None or value.dtype not in (DType.FLOAT, DType.DOUBLE, DType.BFLOAT16):
         return
-    outside = tensor.data_location == tensor.EXTERNAL
-    if (outside and model.ignore_external_data) or model.nbytes(tensor) > _READ_UP_TO:
+    if not model.has_content(tensor) or model.nbytes(tensor) > _READ_UP_TO:
         found.add("info", "polytool", f"the values of {path}{value.name} are not checked")
-        return
-    if tensor.doc_string.startswith("TRT_WEIGHTLESS") and not tensor.raw_data:
-        found.add("info", "polytool", f"the weight {path}{value.name} has been stripped")
         return
     array = model.array(tensor)
     if not array.size:

@@ -65,7 +65,7 @@ def _reduced_axes(node: Node) -> list[tuple[int, int]]:
 
 def _trace(value: Value | None, axis: int) -> tuple[Value, int] | None:
     """The initializer behind quantisation, casts and transposes, and what the axis is there."""
-    while value is not None and value.constant is None:
+    while value is not None and (value.tensor is None or value.is_input):
         node = value.producer
         if node is None or node.domain:
             return None
@@ -77,14 +77,14 @@ def _trace(value: Value | None, axis: int) -> tuple[Value, int] | None:
         elif node.op not in _SEEN_THROUGH:
             return None
         value = node.input(0)
-    if value is None or value.constant is None or len(value.constant.dims) < 2:
+    if value is None or value.tensor is None or len(value.tensor.dims) < 2:
         return None
-    return value, axis % len(value.constant.dims)
+    return value, axis % len(value.tensor.dims)
 
 
 def _weight(value: Value, axis: int) -> Weight:
-    assert value.constant is not None
-    shape = tuple(value.constant.dims)
+    assert value.tensor is not None
+    shape = tuple(value.tensor.dims)
     dtype, reason = value.dtype, ""
     if dtype not in _TYPES:
         reason = f"its type is {dtype.label if dtype else 'unknown'}"
@@ -149,11 +149,13 @@ def prune(source: Source, *, exclude: Collection[str] = ()) -> Pruned:
     lift_constants(workspace, Report())
     done, skipped = [], {}
     for value, weight in candidates(workspace).items():
+        assert value.tensor is not None
+        there = workspace.model.has_content(value.tensor)
         reason = "excluded" if weight.name in exclude else weight.reason
+        reason = reason or ("" if there else "its content is not there")
         if reason:
             skipped[weight.name] = reason
             continue
-        assert value.tensor is not None
         array = pruned(workspace.model.array(value.tensor), weight.axis)
         value.tensor = workspace.model.store(array, value.name, value.dtype)
         done.append(weight.name)
@@ -168,7 +170,9 @@ def inspect_sparsity(source: Source) -> dict[str, str]:
     found = {}
     for value, weight in candidates(workspace).items():
         assert value.tensor is not None
-        found[weight.name] = weight.reason or (
-            "2:4" if is_sparse(model.array(value.tensor), weight.axis) else "dense"
-        )
+        if weight.reason or not model.has_content(value.tensor):
+            found[weight.name] = weight.reason or "its content is not there"
+        else:
+            sparse = is_sparse(model.array(value.tensor), weight.axis)
+            found[weight.name] = "2:4" if sparse else "dense"
     return found

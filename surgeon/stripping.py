@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
-from polytool.model import Model, Source
+from polytool.model import WEIGHTLESS, Model, Source
 from polytool.patterns import check_used
 from polytool.surgeon.constants import lift_constants
 from polytool.surgeon.graph import Workspace
@@ -20,7 +20,6 @@ from polytool.surgeon.report import Report
 from polytool.surgeon.sparsity import candidates, is_sparse, pruned
 from polytool.tensors import DType
 
-_MARK = "TRT_WEIGHTLESS"
 _SPARSE = "SPARSE_2_4"
 _SMALLEST = 1024  # bytes; smaller tensors are as likely shapes, axes or scales
 
@@ -73,20 +72,20 @@ def strip_weights(source: Source, *, exclude: Collection[str] = ()) -> Rewritten
             name=value.name,
             data_type=tensor.data_type,
             dims=tensor.dims,
-            doc_string=f"{_MARK}/{_SPARSE if sparse else ''}",
+            doc_string=f"{WEIGHTLESS}/{_SPARSE if sparse else ''}",
             raw_data=b"",
         )
         names.append(value.name)
         total += model.nbytes(tensor)
     proto = workspace.to_model().proto
     if names:
-        proto.doc_string = "-".join(filter(None, [proto.doc_string, _MARK]))
+        proto.doc_string = "-".join(filter(None, [proto.doc_string, WEIGHTLESS]))
     return Rewritten(model.derive(proto), tuple(names), total)
 
 
 def _is_weight(model: Model, tensor: TensorProto) -> bool:
     dtype = DType(tensor.data_type)
-    return dtype.is_float and model.nbytes(tensor) >= _SMALLEST
+    return dtype.is_float and model.nbytes(tensor) >= _SMALLEST and model.has_content(tensor)
 
 
 def reconstruct_weights(source: Source, *, seed: int = 0) -> Rewritten:
@@ -105,7 +104,7 @@ def reconstruct_weights(source: Source, *, seed: int = 0) -> Rewritten:
     for graph in workspace.graphs:
         for value in graph.constants:
             tensor = value.tensor
-            if tensor is None or not tensor.doc_string.startswith(_MARK):
+            if tensor is None or not tensor.doc_string.startswith(WEIGHTLESS):
                 continue
             dtype, shape = DType(tensor.data_type), tuple(tensor.dims)
             rng = np.random.default_rng([seed, len(names)])
@@ -118,6 +117,6 @@ def reconstruct_weights(source: Source, *, seed: int = 0) -> Rewritten:
             names.append(value.name)
             total += model.nbytes(value.tensor)
     proto = workspace.to_model().proto
-    parts = [p for p in proto.doc_string.split("-") if p != _MARK]
+    parts = [p for p in proto.doc_string.split("-") if p != WEIGHTLESS]
     proto.doc_string = "-".join(parts)
     return Rewritten(model.derive(proto), tuple(names), total)

@@ -12,14 +12,18 @@ from onnx import numpy_helper
 
 from polytool.cli import main
 from polytool.errors import ModelError, UsageError
+from polytool.inspection import inspect_model
 from polytool.model import load
 from polytool.surgeon import (
     Port,
     extract,
     insert,
     inspect_sparsity,
+    lint,
     prune,
     reconstruct_weights,
+    sanitize,
+    simplify,
     strip_weights,
 )
 from polytool.surgeon.extraction import parse_attributes
@@ -205,6 +209,25 @@ def test_stripped_models_are_small_and_come_back() -> None:
     again = reconstruct_weights(load(data))
     assert again.model.serialize() == restored.model.serialize()
     assert reconstruct_weights(load(data), seed=1).model.serialize() != again.model.serialize()
+
+
+def test_models_without_weights_can_still_be_operated_on(tmp_path: Path) -> None:
+    proto = weighted()
+    proto.graph.node.pop()  # of another size than what it reads
+    proto.graph.output[0].name = "m"
+    stripped = load(strip_weights(proto).model.serialize())
+    assert ops(simplify(stripped)) == {"Conv": 1, "Transpose": 1, "Flatten": 1, "MatMul": 1}
+    assert sanitize(stripped).verdict.reason == "weights have no content"
+    assert inspect_model(stripped, statistics=True).weights[0].statistics is None
+    assert set(inspect_sparsity(stripped).values()) == {"its content is not there"}
+    assert lint(stripped).is_valid
+    assert set(lint(stripped).unchecked.values()) == {"weights have no content"}
+    path = tmp_path / "m.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="w", size_threshold=0)
+    (tmp_path / "w").unlink()
+    ignored = load(path, ignore_external_data=True)
+    assert ops(sanitize(ignored).model)["Transpose"] == 1
+    assert strip_weights(ignored).weights == ()
 
 
 def test_excluded_weights_are_not_stripped() -> None:
