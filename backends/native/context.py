@@ -137,8 +137,10 @@ def _check_symbols(engine: Engine, tensors: Sequence[Tensor], arrays: Sequence[A
     """One symbolic dimension has one size: fusion relies on it."""
     sizes: dict[str, tuple[int, str]] = {}
     for tensor, array in zip(tensors, arrays, strict=True):
-        for dim, size in zip(tensor.shape or (), np.shape(array), strict=False):
-            if not isinstance(dim, str) or tensor.container != "tensor":
+        if tensor.container != "tensor":
+            continue
+        for dim, size in zip(tensor.shape or (), array.shape, strict=True):
+            if not isinstance(dim, str):
                 continue
             known, name = sizes.setdefault(dim, (size, tensor.name))
             if known != size:
