@@ -26,8 +26,6 @@ CALLS = {
     "debug locate": "model.onnx --fp16 --input-shapes bytes:[1,2048]",
     "debug reduce": "model.onnx -o small.onnx --native --fp16 --onnxrt "
     "--input-shapes bytes:[1,2048]",
-    "debug precision": "model.onnx --fp16 --input-shapes bytes:[1,2048] --target top-1",
-    "debug build": "model.onnx --check true",
     "debug precision": "model.onnx --fp16 --input-shapes bytes:[1,2048] --target snr>=20",
     "debug build": "model.onnx --check true",
     "debug repeat": "--check true",
