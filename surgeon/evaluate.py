@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from polytool.arrays import to_tensor
 from polytool.backends.native.ops import registry
 from polytool.backends.native.ops.cast import narrow
 from polytool.errors import PolytoolError
-from polytool.surgeon.graph import Node
+from polytool.surgeon.graph import Node, Value
 from polytool.tensors import DType
 
 _REDUCED = (DType.FLOAT16, DType.BFLOAT16)
@@ -141,22 +141,54 @@ def _stored(value: Any, dtype: DType | None) -> Any:
     return (narrow(value) if dtype in _REDUCED else value).astype(dtype.numpy)
 
 
+def evaluate_bodies(node: Node, values: Mapping[Value, Any]) -> list[Any]:
+    """The outputs of an If, Loop or Scan.
+
+    Args:
+        node: reads nothing but `values`, its bodies included.
+        values: the constants that it reads.
+
+    Raises:
+        CannotEvaluateError: onnxruntime is not there, or fails on these values.
+    """
+    from polytool.surgeon.writing import write_node
+
+    if any(not isinstance(v, np.ndarray) for v in values.values()):
+        raise CannotEvaluateError(f"{node.op} reads sequences")
+    model = node.where.workspace.model
+    graph = onnx.GraphProto(name="fold", node=[write_node(node)])
+    graph.initializer.extend(to_tensor(a, v.name, v.dtype) for v, a in values.items())
+    graph.output.extend(
+        onnx.ValueInfoProto(name=v.name, type=v.type.proto if v.type else None)
+        for v in node.outputs
+        if v is not None
+    )
+    source = model.proto
+    proto = onnx.ModelProto(ir_version=max(8, source.ir_version), graph=graph)
+    proto.opset_import.extend(source.opset_import)
+    proto.functions.extend(source.functions)
+    return _run_model(node, model.derive(proto).serialize())
+
+
 def _with_onnxruntime(node: Node, inputs: Sequence[Any]) -> list[Any]:
+    if any(isinstance(v, list) for v in inputs):
+        raise CannotEvaluateError(f"there is no {node.op}-{node.version} for sequences here")
+    return _run_model(node, _single_node_model(node, inputs))
+
+
+def _run_model(node: Node, model: bytes) -> list[Any]:
+    """The outputs of a model of one node that has no inputs."""
     try:
         import onnxruntime as ort
     except ImportError:
         raise CannotEvaluateError(
             f"there is no {node.op}-{node.version} here, and onnxruntime is not installed"
         ) from None
-    if any(isinstance(v, list) for v in inputs):
-        raise CannotEvaluateError(f"there is no {node.op}-{node.version} for sequences here")
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     try:
-        session = ort.InferenceSession(
-            _single_node_model(node, inputs), options, providers=["CPUExecutionProvider"]
-        )
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         results = iter(session.run(None, {}))
     except Exception as err:  # onnxruntime raises types of its own, none of them documented
         raise CannotEvaluateError(
@@ -165,7 +197,7 @@ def _with_onnxruntime(node: Node, inputs: Sequence[Any]) -> list[Any]:
         ) from err
     found = [next(results) if v is not None else None for v in node.outputs]
     return [
-        v.astype(o.dtype.numpy) if v is not None and o is not None and o.dtype else v
+        v.astype(o.dtype.numpy) if isinstance(v, np.ndarray) and o is not None and o.dtype else v
         for v, o in zip(found, node.outputs, strict=True)
     ]
 

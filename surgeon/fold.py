@@ -1,9 +1,9 @@
 """Constant folding.
 
-    op(constants) => initializer
+    op(constants) => initializer            also If, Loop and Scan with what they capture
 
 Left alone: what is random, what a caller can override, quantisation (folding it would undo it),
-nodes with bodies, and results that would make the file grow by more than the limit.
+and results that would make the file grow by more than the limit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from polytool.arrays import Array, packed_size
 from polytool.surgeon.constants import become_constant
-from polytool.surgeon.evaluate import CannotEvaluateError, evaluate
+from polytool.surgeon.evaluate import CannotEvaluateError, evaluate, evaluate_bodies
 from polytool.surgeon.graph import Graph, Node, Value, Workspace
 from polytool.surgeon.report import Report
 from polytool.tensors import DType
@@ -34,6 +34,7 @@ RANDOM = frozenset(
     }
 )
 _QUANTISATION = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+_MOST_TRIPS = 10_000
 _LARGEST_VALUE = 1 << 30  # bytes; nothing larger is even computed
 
 
@@ -75,7 +76,7 @@ class _Folder:
         reason = self.refusal(node, inputs)
         if reason is None:
             try:
-                results = evaluate(node, inputs)
+                results = self.compute(node, inputs)
             except CannotEvaluateError as err:
                 reason = str(err)
             else:
@@ -89,12 +90,17 @@ class _Folder:
         self.release(node)
         return True
 
+    def compute(self, node: Node, inputs: Sequence[Any]) -> list[Any]:
+        if not node.bodies:
+            return evaluate(node, inputs)
+        return evaluate_bodies(node, {v: self.value_of(v) for v in node.reads()})
+
     def is_candidate(self, node: Node) -> bool:
-        if node.bodies or node.op == "Constant":
+        if node.op == "Constant":
             return False
         if node.op == "Identity" and not any(v.is_output for v in node.outputs if v):
             return False  # goes without a copy
-        return all(v is None or v in self.known or v.constant is not None for v in node.inputs)
+        return all(v in self.known or v.constant is not None for v in node.reads())
 
     def refusal(self, node: Node, inputs: Sequence[Any]) -> str | None:
         if node.op in RANDOM:
@@ -103,6 +109,8 @@ class _Folder:
             return "it quantises"
         if node.has_references:
             return "it depends on a parameter of its function"
+        if node.bodies and (reason := _body_refusal(node, inputs)):
+            return reason
         if not node.inputs and node.domain:
             return "nothing says that it always gives the same"
         size = predicted_bytes(node, inputs)
@@ -157,6 +165,19 @@ class _Folder:
                 become_constant(value, tensor)
         if node.graph is not None:
             self.graph.remove(node)
+
+
+def _body_refusal(node: Node, inputs: Sequence[Any]) -> str | None:
+    """Why a node with bodies, all of whose inputs are constant, is not computed."""
+    inside = (n for body in node.bodies.values() for graph in body.walk() for n in graph.nodes)
+    if any(n.op in RANDOM for n in inside):
+        return "it is random inside"
+    if node.op not in ("If", "Loop", "Scan"):
+        return "it has a body"
+    trips = inputs[0] if node.op == "Loop" else 0
+    if trips is None or np.max(trips, initial=0) > _MOST_TRIPS:
+        return f"nothing says that it ends within {_MOST_TRIPS} iterations"
+    return None
 
 
 def nbytes(value: Any) -> int:

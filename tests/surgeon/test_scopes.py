@@ -113,6 +113,29 @@ CASES: dict[str, tuple[dict[str, int], str]] = {
         "then_branch = t () => (float[2] a) {a = Abs(o)}, "
         "else_branch = e () => (float[2] b) {b = Neg(o)}> y = Neg(x)}",
     ),
+    "loop over constants only": (
+        {"Add": 2},
+        "g (float[2] x) => (float[2] y) <int64 n = {3}, bool c = {1}, float[2] k = {1, 2}> "
+        "{p, s = Loop(n, c, k) <body = b "
+        "(int64 i, bool ci, float[2] v) => (bool co, float[2] w, float[2] u) "
+        "{co = Identity(ci) w = Mul(v, k) u = Identity(w)}> "
+        "z = Constant<value_ints=[0]>() q = ReduceSum<keepdims=0>(s, z) a = Add(x, p) "
+        "y = Add(a, q)}",
+    ),
+    "loop of random values over constants stays": (
+        {"Loop": 1, "Identity": 1, "RandomNormalLike": 1, "Mul": 1, "Add": 1},
+        "g (float[2] x) => (float[2] y) <int64 n = {3}, bool c = {1}, float[2] k = {0, 0}> "
+        "{p = Loop(n, c, k) <body = b "
+        "(int64 i, bool ci, float[2] v) => (bool co, float[2] w) "
+        "{co = Identity(ci) r = RandomNormalLike(v) w = Mul(v, r)}> y = Add(x, p)}",
+    ),
+    "loop without an end over constants stays": (
+        {"Loop": 1, "Less": 1, "Add": 3},
+        "g (float[2] x) => (float[2] y) <bool c = {1}, float k = {0}, float h = {9}, "
+        "float o = {1}> {p = Loop(, c, k) <body = b "
+        "(int64 i, bool ci, float v) => (bool co, float w) "
+        "{w = Add(v, o) co = Less(w, h)}> q = Add(p, x) y = Add(q, q)}",
+    ),
     "loop with constants inside and outside": (
         {"Loop": 1, "Mul": 1, "Add": 1, "Identity": 1},
         "g (float[2] x) => (float[2] y, float[n,2] s) "
