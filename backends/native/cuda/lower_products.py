@@ -23,7 +23,7 @@ from polytool.backends.native.kernels.gemm import (
     Problem,
     candidates,
 )
-from polytool.backends.native.kernels.source import Plan
+from polytool.backends.native.kernels.source import Candidate
 from polytool.backends.native.kernels.transpose import PackImage
 from polytool.backends.native.network import Layer, Node, Tensor
 from polytool.errors import UnsupportedError
@@ -232,7 +232,7 @@ def _multiply(
     found = candidates(dtype, epilogue, problem, constant=constant)
     if not found:
         raise UnsupportedError("no tile shape fits the product")
-    plans: list[Plan] = [gemm.plan(problem, split) for gemm, split in found]
+    plans: list[Candidate] = [gemm.plan(problem, split) for gemm, split in found]
     signature = f"gemm {dtype.label} {problem!r} {epilogue!r} {constant}"
     rec.launch(plans, views, signature=signature)
 

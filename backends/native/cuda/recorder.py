@@ -23,7 +23,7 @@ import numpy as np
 
 from polytool.backends.native.cuda.buffers import Dims, Storage, View
 from polytool.backends.native.kernels.pointwise import copy
-from polytool.backends.native.kernels.source import C_TYPES, Plan
+from polytool.backends.native.kernels.source import C_TYPES, Candidate
 from polytool.backends.native.kernels.transpose import Transpose
 from polytool.backends.native.network import Layer, Tensor
 from polytool.backends.native.shapes import ShapePass
@@ -76,7 +76,7 @@ class Step:
     """
 
     layer: Layer
-    plans: tuple[Plan, ...]
+    plans: tuple[Candidate, ...]
     views: tuple[View, ...]
     writes: int = 1
     signature: str | None = None
@@ -164,14 +164,15 @@ class Recorder:
 
     def launch(
         self,
-        plans: Sequence[Plan],
+        plans: Sequence[Candidate],
         views: Sequence[View],
         *,
         writes: int = 1,
         signature: str | None = None,
     ) -> None:
-        """Record launches; the last `writes` views are written."""
+        """Record one of several ways to do the same; the last `writes` views are written."""
         assert self._layer is not None
+        assert len({p.name for p in plans}) == len(plans), "two candidates have one name"
         self.steps.append(
             Step(
                 self._layer,

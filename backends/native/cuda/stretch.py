@@ -13,7 +13,7 @@ from polytool.backends.native.cuda.recorder import Recorder, Step, storages
 from polytool.backends.native.cuda.timing import fastest
 from polytool.backends.native.cuda.weights import Weights
 from polytool.backends.native.kernels import driver
-from polytool.backends.native.kernels.launch import Launch, prepare_plan
+from polytool.backends.native.kernels.launch import Launchable, prepare_plan
 from polytool.backends.native.kernels.source import item_size
 from polytool.backends.native.memory import Lifetime, plan_arena
 from polytool.backends.native.network import Layer, Tensor
@@ -110,7 +110,7 @@ class Stretch:
             base = self._weights.address(view.storage)
         return base + view.offset * item_size(view.dtype)
 
-    def _choose(self, timings: dict[str, list[float]]) -> list[tuple[Step, tuple[Launch, ...]]]:
+    def _choose(self, timings: dict[str, list[float]]) -> list[tuple[Step, tuple[Launchable, ...]]]:
         """The fastest alternative of each step."""
         chosen = []
         for index, step in enumerate(self._steps):

@@ -143,4 +143,4 @@ class Attention:
         grid = (-(-layout.queries // rows), layout.heads, layout.batch)
         block = (self.kernel.threads, 1, 1)
         call = Call(self.kernel, grid, block, (*args, Buffer(3)) if masked else args, self.shared)
-        return Plan((call,))
+        return Plan((call,), name="attention " + "x".join(map(str, self.form)))

@@ -400,7 +400,8 @@ class Gemm:
         )
         grid = (shape.tiles_m * shape.tiles_n, problem.batch, split)
         block = (self.tile.threads, 1, 1)
-        return Plan((Call(self.kernel, grid, block, args, self.shared, split),))
+        call = Call(self.kernel, grid, block, args, self.shared, split)
+        return Plan((call,), name=f"gemm {self.tile} k/{split}")
 
 
 _GROUP = {

@@ -108,7 +108,8 @@ class WideGemm:
         )
         blocks = min(tiles, multiprocessors // self.cluster) * self.cluster
         grid, block = (1, 1, blocks), (384, 1, 1)
-        return Plan((Call(self.kernel, grid, block, args, self.shared, self.cluster),))
+        call = Call(self.kernel, grid, block, args, self.shared, self.cluster)
+        return Plan((call,), name=f"gemm_wide 128x{self.columns} cluster{self.cluster}")
 
 
 def candidates(dtype: DType, epilogue: Epilogue, problem: Matrix) -> list[WideGemm]:

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from polytool.backends.native.kernels import compiler, driver
-from polytool.backends.native.kernels.source import Buffer, Call, Kernel, Plan, TensorMap
+from polytool.backends.native.kernels.source import (
+    Buffer,
+    Call,
+    Candidate,
+    Kernel,
+    Plan,
+    TensorMap,
+)
 from polytool.errors import RunnerError
 from polytool.tensors import DType
 
 _CLUSTER, _PROGRAMMATIC = 4, 6
 _MAX_DYNAMIC_SHARED = 8
 _PLAIN_SHARED = 48 * 1024
+
+Launchable = Callable[[int], None]
+"""Puts work on a stream; `Launch`, or what a library prepares."""
 
 _functions: dict[tuple[int, str], ctypes.c_void_p] = {}
 _lock = threading.Lock()
@@ -159,7 +169,9 @@ def _encode(arg: TensorMap, address: int) -> ctypes.Array[ctypes.c_ulonglong]:
 
 
 def prepare_plan(
-    plan: Plan, device: driver.Device, addresses: Sequence[int], *, overlap: bool = True
-) -> tuple[Launch, ...]:
+    plan: Candidate, device: driver.Device, addresses: Sequence[int], *, overlap: bool = True
+) -> tuple[Launchable, ...]:
     """Every launch of a plan; `addresses` end with the workspace if the plan wants one."""
-    return tuple(prepare(c, device, addresses, overlap=overlap) for c in plan.calls)
+    if isinstance(plan, Plan):
+        return tuple(prepare(c, device, addresses, overlap=overlap) for c in plan.calls)
+    return tuple(plan.prepare(addresses))

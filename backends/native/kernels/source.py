@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import abc
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, ClassVar
 
 from polytool.tensors import DType
 
@@ -142,10 +143,47 @@ class Plan:
 
     Attributes:
         workspace: bytes that it needs besides inputs and outputs; contents do not matter.
+        name: tells it from the other plans of the operation, the same in every process: what
+            timing caches and saved tactics call it.
     """
 
     calls: tuple[Call, ...]
     workspace: int = 0
+    name: str = "generated"
+
+    source: ClassVar[str] = "nvrtc"
+    deterministic: ClassVar[bool] = True
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """What has to be compiled for it."""
+        return tuple(dict.fromkeys(call.kernel for call in self.calls))
+
+
+class LibraryPlan(abc.ABC):
+    """An operation that a library does, as one more candidate beside the generated ones.
+
+    Attributes:
+        name, workspace: as of `Plan`.
+        source: the library, as `--tactic-sources` calls it: `cublas_lt`, `cudnn`.
+        deterministic: whether two runs give the same bits.
+    """
+
+    name: str
+    workspace: int = 0
+    source: ClassVar[str]
+    deterministic: bool = True
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Nothing has to be compiled."""
+        return ()
+
+    @abc.abstractmethod
+    def prepare(self, addresses: Sequence[int]) -> Sequence[Callable[[int], None]]:
+        """Launches that take a stream and may be captured; addresses as in `prepare_plan`."""
+
+
+Candidate = Plan | LibraryPlan
+"""One way to do an operation."""
 
 
 class Dims(ctypes.Structure):
