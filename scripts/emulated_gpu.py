@@ -1,5 +1,5 @@
-"""A GPU that is not there: CUDA kernels compiled for the host, a fibre a thread, behind the driver's
-own interface, so that the whole engine runs with `device="cuda"` on any machine with g++.
+"""A GPU that is not there: CUDA kernels compiled for the host, a fibre a thread, behind the
+driver's own interface, so that the whole engine runs with `device="cuda"` on any machine with g++.
 
     from scripts.emulated_gpu import emulated_gpu
     with emulated_gpu(folder):
@@ -148,61 +148,61 @@ class _Driver:
         target._obj.value = number
         return 0
 
-    def cuCtxSetCurrent(self, context: Any) -> int:  # noqa: N802  (the driver's names)
+    def cuCtxSetCurrent(self, context: Any) -> int:
         return 0
 
-    def cuStreamCreate(self, stream: Any, flags: Any) -> int:  # noqa: N802
+    def cuStreamCreate(self, stream: Any, flags: Any) -> int:
         return self._handle("stream", stream)
 
-    def cuEventCreate(self, event: Any, flags: Any) -> int:  # noqa: N802
+    def cuEventCreate(self, event: Any, flags: Any) -> int:
         return self._handle("event", event)
 
-    def cuMemAlloc_v2(self, target: Any, size: Any) -> int:  # noqa: N802
+    def cuMemAlloc_v2(self, target: Any, size: Any) -> int:
         count = -(-size.value // 256) * 256
         target._obj.value = self.libc.aligned_alloc(256, ctypes.c_size_t(count))
         ctypes.memset(target._obj.value, 0xCD, size.value)
         for start, length in self.gaps:
-            getattr(self.libc, "__asan_poison_memory_region")(  # noqa: B009  (no mangling)
+            getattr(self.libc, "__asan_poison_memory_region")(
                 ctypes.c_void_p(target._obj.value + start), ctypes.c_size_t(length)
             )
         self.gaps = []
         return 0
 
-    def cuMemFree_v2(self, address: Any) -> int:  # noqa: N802
+    def cuMemFree_v2(self, address: Any) -> int:
         if self.sanitize:
             return 0  # kept: what is used later would be another's memory
         self.libc.free(address)
         return 0
 
-    def cuMemcpyHtoDAsync_v2(self, to: Any, host: Any, size: Any, stream: Any) -> int:  # noqa: N802
+    def cuMemcpyHtoDAsync_v2(self, to: Any, host: Any, size: Any, stream: Any) -> int:
         ctypes.memmove(to.value, host.value, size.value)
         return 0
 
-    cuMemcpyDtoHAsync_v2 = cuMemcpyHtoDAsync_v2  # noqa: N815
+    cuMemcpyDtoHAsync_v2 = cuMemcpyHtoDAsync_v2
 
-    def cuMemcpyDtoDAsync_v2(self, to: Any, host: Any, size: Any, stream: Any) -> int:  # noqa: N802
+    def cuMemcpyDtoDAsync_v2(self, to: Any, host: Any, size: Any, stream: Any) -> int:
         ctypes.memmove(to.value, host.value, size.value)
         return 0
 
-    def cuMemsetD8Async(self, to: Any, value: Any, size: Any, stream: Any) -> int:  # noqa: N802
+    def cuMemsetD8Async(self, to: Any, value: Any, size: Any, stream: Any) -> int:
         ctypes.memset(to.value, value.value, size.value)
         return 0
 
-    def cuModuleLoadData(self, module: Any, cubin: bytes) -> int:  # noqa: N802
+    def cuModuleLoadData(self, module: Any, cubin: bytes) -> int:
         return self._handle(self.emulator.entry(Path(cubin.decode())), module)
 
-    def cuModuleGetFunction(self, function: Any, module: Any, name: bytes) -> int:  # noqa: N802
+    def cuModuleGetFunction(self, function: Any, module: Any, name: bytes) -> int:
         entry = self.handles[module.value]
         return self._handle((name.decode(), entry), function)
 
-    def cuTensorMapEncodeTiled(self, target: Any, *args: Any) -> int:  # noqa: N802
+    def cuTensorMapEncodeTiled(self, target: Any, *args: Any) -> int:
         kind, _, address, sizes, pitch, box = args[:6]
         item = {0: 1, 6: 2, 7: 4, 9: 2}[kind.value]
         words = (address.value, sizes[1], sizes[0], pitch[0] // item, item, box[1], box[0])
         target[:7] = words
         return 0
 
-    def cuLaunchKernelEx(self, config: Any, function: Any, pointers: Any, _: Any) -> int:  # noqa: N802
+    def cuLaunchKernelEx(self, config: Any, function: Any, pointers: Any, _: Any) -> int:
         c = config._obj
         cluster = 1
         attributes = ctypes.cast(c.attributes, ctypes.POINTER(launch._Attribute))
@@ -221,18 +221,18 @@ class _Driver:
         self.launched.append(name)
         return 719 if entry(pointers, size, cluster, shared, 0) else 0
 
-    def cuStreamBeginCapture_v2(self, stream: Any, mode: Any) -> int:  # noqa: N802
+    def cuStreamBeginCapture_v2(self, stream: Any, mode: Any) -> int:
         self.capturing = []
         return 0
 
-    def cuStreamEndCapture(self, stream: Any, graph: Any) -> int:  # noqa: N802
+    def cuStreamEndCapture(self, stream: Any, graph: Any) -> int:
         work, self.capturing = self.capturing, None
         return self._handle(work, graph)
 
-    def cuGraphInstantiateWithFlags(self, executable: Any, graph: Any, flags: Any) -> int:  # noqa: N802
+    def cuGraphInstantiateWithFlags(self, executable: Any, graph: Any, flags: Any) -> int:
         return self._handle(self.handles[graph.value], executable)
 
-    def cuGraphLaunch(self, executable: Any, stream: Any) -> int:  # noqa: N802
+    def cuGraphLaunch(self, executable: Any, stream: Any) -> int:
         return next((s for w in self.handles[executable.value] if (s := self._run(w))), 0)
 
 
