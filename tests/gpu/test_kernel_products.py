@@ -157,6 +157,10 @@ def scores_mask(shape, rng, kind):
         ((2, 2, 64), 130, 32, True, None),
         ((1, 4, 128), 65, 80, False, "f2"),
         ((2, 2, 128), 140, 16, False, "bool"),
+        ((2, 2, 64), 70, 64, False, "f2 rows"),
+        ((2, 1, 80), 70, 64, False, "f2 rows"),
+        ((3, 1, 144), 140, 32, False, None),
+        ((1, 4, 192), 130, 16, True, None),
     ],
     ids=str,
 )
@@ -164,23 +168,23 @@ def test_attention_of_packed_qkv(run_plan, rng, form, length, head, causal, mask
     batch, heads = 2, 2
     qkv = rng.standard_normal((3, batch, length, heads, head)).astype("f2")
     out = np.full((batch, length, heads, head), np.nan, "f2")
-    rows = mask == "bool"
-    extra = scores_mask((batch, 1, length if rows else 1, length), rng, mask)
-    if rows:
+    kind, rows = {"bool": ("bool", True), "f2 rows": ("f2", True)}.get(mask, (mask, False))
+    extra = scores_mask((batch, 1, length if rows else 1, length), rng, kind)
+    if kind == "bool":
         extra[..., 0] = True
     steps = (length * heads * head, head, heads * head)
     mask_steps = (extra.shape[2] * length, 0, length if rows else 0, 1) if mask else (0,) * 4
     layout = attention.Layout(
         batch, heads, heads, length, length, head**-0.5, steps, steps, steps, steps, mask_steps
     )
-    kind = {None: None, "f2": H, "bool": DType.BOOL}[mask]
-    op = attention.Attention(H, head, kind, causal, form, rows)
+    dtype = {None: None, "f2": H, "bool": DType.BOOL}[kind]
+    op = attention.Attention(H, head, dtype, causal, form, rows)
     run_plan(op.plan(layout), [*qkv, *([] if extra is None else [extra]), out])
     q, k, v = qkv.astype("f8").transpose(0, 1, 3, 2, 4)
     scores = q @ k.swapaxes(-1, -2) * head**-0.5
-    if mask == "f2":
+    if kind == "f2":
         scores = scores + extra
-    if rows:
+    if kind == "bool":
         scores = np.where(extra, scores, -np.inf)
     if causal:
         scores = np.where(np.tri(length, dtype=bool), scores, -np.inf)

@@ -21,7 +21,7 @@ def record(model, feeds, precision: str = "fp16") -> tuple[Recorder, list[str]]:
     network = NativeRunner(model, precision=precision, device="cpu").engine.network
     host = {t: feeds[t.name] for t in network.inputs if t.place == "host"}
     walker = ShapePass({t: np.shape(feeds[t.name]) for t in network.inputs}, host)
-    recorder = Recorder(walker)
+    recorder = Recorder(walker, network.layers)
     for tensor in network.inputs:
         assert tensor.dtype is not None
         recorder.views[tensor] = View.new(tensor.dtype, np.shape(feeds[tensor.name]))
@@ -48,8 +48,21 @@ def test_a_transformer_is_products_attention_and_norms():
     model = made_models.transformer()
     recorder, refused = record(model, IDS)
     assert not refused
-    # 6 x (q, k, v, attention, out, norm, up, down, norm), the embedding and the mask
-    assert launches(recorder) <= 6 * 9 + 5
+    # 6 x (q with k and v, attention, out, norm, up, down, norm), the embedding and the mask
+    assert launches(recorder) <= 6 * 7 + 5
+
+
+def test_products_of_one_input_are_one_product_with_views_of_its_columns():
+    recorder, _ = record(made_models.transformer(layers=1), IDS)
+    attention = next(s for s in recorder.steps if s.layer.nodes[0].op == "Attention")
+    q, k, v = attention.views[:3]
+    assert q.storage is k.storage is v.storage
+    width = q.shape[1] * q.shape[3]
+    assert sorted((q.offset, k.offset, v.offset)) == [0, width, 2 * width]
+        0,
+        q.shape[1] * q.shape[3],
+        2 * q.shape[1] * q.shape[3],
+    ]
 
 
 @pytest.mark.parametrize("name", ["ppocr-rec", "ppocr-cls", "khmersm", "inception_v2"])

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 
 from polytool.backends.native.cuda.buffers import Dims, Storage, View
 from polytool.backends.native.kernels.pointwise import copy
-from polytool.backends.native.kernels.source import C_TYPES, Candidate
+from polytool.backends.native.kernels.source import C_TYPES, Candidate, LibraryRequest
 from polytool.backends.native.kernels.transpose import Transpose
 from polytool.backends.native.network import Layer, Tensor
 from polytool.backends.native.shapes import ShapePass
@@ -73,6 +74,7 @@ class Step:
         views: what the plans' buffers are: inputs, then outputs.
         writes: how many of them, at the end, are outputs.
         signature: equal for steps whose timing is the same; None when there is one plan.
+        libraries: what to ask libraries for once there is a device; their answers join `plans`.
     """
 
     layer: Layer
@@ -80,6 +82,7 @@ class Step:
     views: tuple[View, ...]
     writes: int = 1
     signature: str | None = None
+    libraries: tuple[LibraryRequest, ...] = ()
 
 
 @dataclass
@@ -88,14 +91,17 @@ class Recorder:
 
     Attributes:
         shapes: concrete shapes, and host values.
+        line: all layers that will be lowered, for those that are done together.
         views: where each tensor lies by now.
     """
 
     shapes: ShapePass
+    line: Sequence[Layer] = ()
     steps: list[Step] = field(default_factory=list)
     views: dict[Tensor, View] = field(default_factory=dict)
     _layer: Layer | None = None
     _copies: dict[tuple[View, tuple[int, ...]], View] = field(default_factory=dict)
+    _families: dict[Lowering, dict[Hashable, list[Layer]]] = field(default_factory=dict)
 
     def lower(self, layer: Layer) -> None:
         """Record `layer`.
@@ -103,17 +109,41 @@ class Recorder:
         Raises:
             UnsupportedError: it does not run on the GPU with these types and shapes.
         """
+        if all(t in self.views for t in layer.outputs):
+            return  # done together with an earlier one
         function = find_lowering(layer)
         if function is None:
             raise UnsupportedError(f"{layer.nodes[0].op} has no GPU kernel")
-        before, self._layer = len(self.steps), layer
-        known = dict(self.views)
-        try:
+        self._layer = layer
+        with self.attempt():
             function(self, layer)
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Forget what the body recorded when it refuses."""
+        before, views, copies = len(self.steps), dict(self.views), dict(self._copies)
+        try:
+            yield
         except UnsupportedError:
             del self.steps[before:]
-            self.views = known
+            self.views, self._copies = views, copies
             raise
+
+    def siblings(self, layer: Layer, family: Callable[[Layer], Hashable]) -> list[Layer]:
+        """The layers of the line with the same lowering and the same family, `layer` first.
+
+        `family` is None for layers that are done alone.
+        """
+        function = find_lowering(layer)
+        assert function is not None
+        if function not in self._families:
+            families: dict[Hashable, list[Layer]] = {}
+            for other in self.line:
+                if find_lowering(other) is function and (key := family(other)) is not None:
+                    families.setdefault(key, []).append(other)
+            self._families[function] = families
+        found = self._families[function].get(family(layer), [])
+        return found[found.index(layer) :] if layer in found else [layer]
 
     def view(self, tensor: Tensor) -> View:
         """Where `tensor` lies; constants and host values become constants on the device."""
@@ -169,6 +199,7 @@ class Recorder:
         *,
         writes: int = 1,
         signature: str | None = None,
+        libraries: Sequence[LibraryRequest] = (),
     ) -> None:
         """Record one of several ways to do the same; the last `writes` views are written."""
         assert self._layer is not None
@@ -179,7 +210,8 @@ class Recorder:
                 tuple(plans),
                 tuple(views),
                 writes,
-                signature if len(plans) > 1 else None,
+                signature if len(plans) > 1 or libraries else None,
+                tuple(libraries),
             )
         )
 

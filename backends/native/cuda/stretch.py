@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from polytool.backends.native.cuda.buffers import Storage, View
+from polytool.backends.native.cuda.library import ask_libraries
 from polytool.backends.native.cuda.recorder import Recorder, Step, storages
 from polytool.backends.native.cuda.timing import fastest
 from polytool.backends.native.cuda.weights import Weights
@@ -73,7 +74,7 @@ class Stretch:
         self._outputs = [
             (t, recorder.dense(recorder.view(t))) for t in wanted if t not in self._host
         ]
-        self._steps = recorder.steps
+        self._steps = ask_libraries(recorder.steps)
         self._place()
         self._launches = self._choose(timings)
         self._fill(values)  # timing left garbage, which is no index
@@ -210,7 +211,7 @@ def _record(
         t: values[t] for t in inputs if isinstance(values[t], np.ndarray) and t.place == "host"
     }
     walker = ShapePass(shapes, known)
-    recorder = Recorder(walker)
+    recorder = Recorder(walker, layers)
     for tensor in inputs:
         if tensor not in known and tensor.dtype is not None:
             recorder.views[tensor] = View.new(tensor.dtype, shapes[tensor])

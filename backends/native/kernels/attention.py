@@ -33,6 +33,19 @@ FORMS = (
     (4, 2, 128),
 )
 """Candidates: warps along queries (16 each), warps along keys, keys a tile."""
+_WARPS = ((4, 1), (8, 1), (7, 1), (2, 2), (4, 2), (1, 4), (2, 4), (1, 8))
+_MOST_KEYS = 224  # of one warp: what its registers hold
+
+
+def whole_forms(keys: int, masked: bool) -> list[tuple[int, int, int]]:
+    """Forms in which one tile holds all keys, so that everything is on its way at once."""
+    most = _MOST_KEYS // 4 if masked else _MOST_KEYS  # the mask's values are in registers, too
+    found = []
+    for rows, key_warps in _WARPS:
+        part = -(-keys // (16 * key_warps)) * 16
+        if part <= most and (rows, key_warps, part * key_warps) not in FORMS:
+            found.append((rows, key_warps, part * key_warps))
+    return found
 
 
 class Shape(ctypes.Structure):
@@ -94,11 +107,10 @@ class Attention:
                 f" {self.dtype.label} of {self.head}"
             )
 
-    @property
-    def shared(self) -> int:
-        """Bytes of dynamic shared memory."""
-        rows, key_warps, keys = self.form
-        tiles = (rows * 16 + 4 * keys) * (self.head + 8) * 2
+    def shared(self, keys: int) -> int:
+        """Bytes of dynamic shared memory for so many keys: two tiles of them, one if it is all."""
+        rows, key_warps, tile = self.form
+        tiles = (rows * 16 + (2 if keys <= tile else 4) * tile) * (self.head + 8) * 2
         parts = rows * key_warps * 32 * (self.head // 2 + 4) * 4
         return max(tiles, parts if key_warps > 1 else 0)
 
@@ -142,5 +154,6 @@ class Attention:
         rows = self.form[0] * 16
         grid = (-(-layout.queries // rows), layout.heads, layout.batch)
         block = (self.kernel.threads, 1, 1)
-        call = Call(self.kernel, grid, block, (*args, Buffer(3)) if masked else args, self.shared)
+        shared = self.shared(layout.keys)
+        call = Call(self.kernel, grid, block, (*args, Buffer(3)) if masked else args, shared)
         return Plan((call,), name="attention " + "x".join(map(str, self.form)))

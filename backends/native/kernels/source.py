@@ -182,6 +182,14 @@ class LibraryPlan(abc.ABC):
         """Launches that take a stream and may be captured; addresses as in `prepare_plan`."""
 
 
+class LibraryRequest(abc.ABC):
+    """A description of an operation for a library; answered when there is a device."""
+
+    @abc.abstractmethod
+    def candidates(self) -> Sequence[LibraryPlan]:
+        """The library's ways to do it, the likely best first; empty when it has none."""
+
+
 Candidate = Plan | LibraryPlan
 """One way to do an operation."""
 

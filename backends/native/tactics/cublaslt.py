@@ -14,11 +14,13 @@ from functools import cache
 from typing import Any
 
 from polytool.backends.native.kernels import libraries
-from polytool.errors import RunnerError, UnsupportedError
+from polytool.backends.native.kernels.source import LibraryPlan, LibraryRequest
+from polytool.errors import MissingDependencyError, RunnerError, UnsupportedError
 from polytool.tensors import DType
 
 WORKSPACE = 32 << 20
 """Bytes that every product may use."""
+_SUGGESTIONS = 8  # the fastest was among these in every shape that was timed
 
 _TYPES = {
     DType.FLOAT: 0,
@@ -309,6 +311,56 @@ class Launch:
             workspace,
             self._size,
             ctypes.c_void_p(stream),
+        )
+
+
+class ProductPlan(LibraryPlan):
+    """One algorithm for a product, as a candidate.
+
+    Attributes:
+        buffers: which of the operation's buffers are A, B, the bias, the addend, D.
+        count: how many buffers the operation has; the workspace comes after them.
+    """
+
+    source = "cublas_lt"
+
+    def __init__(
+        self,
+        product: Product,
+        algorithm: Algorithm,
+        number: int,
+        buffers: Sequence[int],
+        count: int,
+    ) -> None:
+        self.name = f"cublas_lt {number}"
+        self.workspace = algorithm.workspace
+        self._product, self._algorithm = product, algorithm
+        self._buffers, self._count = tuple(buffers), count
+
+    def prepare(self, addresses: Sequence[int]) -> Sequence[Launch]:
+        """The launch; see `LibraryPlan.prepare`."""
+        held = [addresses[i] for i in self._buffers]
+        space = addresses[self._count] if len(addresses) > self._count else 0
+        return (Launch(self._product, self._algorithm, held, space),)
+
+
+@dataclass(frozen=True)
+class ProductRequest(LibraryRequest):
+    """A product whose algorithms join an operation's candidates; attributes as of `ProductPlan`."""
+
+    product: Product
+    buffers: tuple[int, ...]
+    count: int
+
+    def candidates(self) -> Sequence[ProductPlan]:
+        """What the heuristics suggest, best first."""
+        try:
+            found = algorithms(self.product, most=_SUGGESTIONS)
+        except (MissingDependencyError, UnsupportedError):
+            return ()
+        return tuple(
+            ProductPlan(self.product, algorithm, number, self.buffers, self.count)
+            for number, algorithm in enumerate(found)
         )
 
 

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from polytool.backends.native.kernels import libraries
+from polytool.backends.native.kernels.source import LibraryPlan, LibraryRequest
 from polytool.errors import MissingDependencyError, RunnerError, UnsupportedError
 from polytool.tensors import DType
 
@@ -24,6 +25,7 @@ _NAMES = {
     DType.INT32: "INT32",
     DType.BOOL: "BOOLEAN",
 }
+_LARGEST_WORKSPACE = 256 << 20
 ACTIVATIONS = ("none", "relu", "silu", "hardswish", "gelu", "gelu_tanh", "sigmoid", "tanh", "clip")
 
 
@@ -323,8 +325,13 @@ class Graph:
         """The graph with the plan built last, for an engine file; see `Restored`."""
         return bytes(self._graph.serialize())
 
-    def launch(self, plan: int, addresses: Sequence[int], workspace: int, handle: Handle) -> Launch:
-        """A plan with addresses in place; `handle` must not be used by another thread."""
+    def launch(
+        self, plan: int, addresses: Sequence[int], workspace: int, handle: Handle | None = None
+    ) -> Launch:
+        """A plan with addresses in place.
+
+        `handle` must not be used by another thread; by default it is that of the thread that calls.
+        """
         pack = _pack(addresses, self._count, str(self.description))
         return Launch(self._graph, plan, pack, workspace, handle)
 
@@ -371,12 +378,58 @@ class Launch:
     _plan: int | None
     _pack: dict[int, int]
     _workspace: int
-    _handle: Handle
+    _handle: Handle | None
     name: str = "cudnn"
 
     def __call__(self, stream: int) -> None:
-        handle = self._handle.on(stream)
+        handle = (self._handle or thread_handle()).on(stream)
         if self._plan is None:
             self._graph.execute(self._pack, self._workspace, handle)
         else:
             self._graph.execute_plan_at_index(self._pack, self._workspace, self._plan, handle)
+
+
+class GraphPlan(LibraryPlan):
+    """One plan of a graph, as a candidate.
+
+    Attributes:
+        buffers: which of the operation's buffers are the description's.
+        count: how many buffers the operation has; the workspace comes after them.
+    """
+
+    source = "cudnn"
+
+    def __init__(self, graph: Graph, plan: int, buffers: Sequence[int], count: int) -> None:
+        self.name = f"cudnn {plan}"
+        self.workspace = graph.workspace(plan)
+        self._graph, self._plan, self._buffers, self._count = graph, plan, tuple(buffers), count
+
+    def prepare(self, addresses: Sequence[int]) -> Sequence[Launch]:
+        """The launch; see `LibraryPlan.prepare`."""
+        held = [addresses[i] for i in self._buffers]
+        space = addresses[self._count] if len(addresses) > self._count else 0
+        return (self._graph.launch(self._plan, held, space),)
+
+
+@dataclass(frozen=True)
+class GraphRequest(LibraryRequest):
+    """A graph whose plans join an operation's candidates; attributes as of `GraphPlan`."""
+
+    description: Description
+    buffers: tuple[int, ...]
+    count: int
+    most: int = 5
+
+    def candidates(self) -> Sequence[GraphPlan]:
+        """The first plans that can be built and want no large workspace."""
+        try:
+            graph = Graph.of(self.description)
+        except (MissingDependencyError, UnsupportedError):
+            return ()
+        found: list[GraphPlan] = []
+        for plan in range(graph.plans):
+            if len(found) == self.most:
+                break
+            if graph.build(plan) and graph.workspace(plan) <= _LARGEST_WORKSPACE:
+                found.append(GraphPlan(graph, plan, self.buffers, self.count))
+        return found

@@ -1,0 +1,75 @@
+"""Fused attention."""
+
+from __future__ import annotations
+
+import math
+
+from polytool.backends.native.cuda.buffers import View
+from polytool.backends.native.cuda.epilogues import (
+    given,
+)
+from polytool.backends.native.cuda.library import attention_request
+from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.kernels import attention as attention_kernels
+from polytool.backends.native.kernels.gemm import SHARED_LIMIT
+from polytool.backends.native.network import Layer
+from polytool.errors import UnsupportedError
+from polytool.tensors import DType
+
+
+@lowering("Attention")
+def attention(rec: Recorder, layer: Layer) -> None:
+    """Fused attention over views of any strides; the result lies as [batch, row, head, element]."""
+    (node,) = layer.nodes
+    q, k, v = (rec.view(given(node, i)) for i in range(3))
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    unknown = set(node.attrs) - {"scale", "is_causal"}
+    if unknown or len(node.inputs) > 4 or len(layer.outputs) > 1 or len(q.shape) != 4:
+        raise UnsupportedError("an attention with more than a scale, a mask and causality")
+    q, k, v = (_rows_contiguous(rec, t) for t in (q, k, v))
+    batch, heads, rows, size = q.shape
+    if v.shape[3] != size:
+        raise UnsupportedError("an attention whose values have another size than its queries")
+    output = rec.output(layer.outputs[0], (0, 2, 1, 3))
+    views = [q, k, v]
+    mask_steps, mask_rows = (0, 0, 0, 0), True
+    mask_dtype: DType | None = None
+    if mask is not None:
+        m = rec.view(mask).broadcast((batch, heads, rows, k.shape[2]))
+        by_batch, by_head, by_row, by_column = m.steps
+        mask_steps = (by_batch, by_head, by_row, by_column)
+        mask_dtype, mask_rows = m.dtype, by_row != 0
+        views.append(m)
+    scale = float(node.attrs.get("scale") or 1.0 / math.sqrt(size))
+    in_rows = [(t.steps[0], t.steps[1], t.steps[2]) for t in (q, k, v, output)]
+    layout = attention_kernels.Layout(
+        batch,
+        heads,
+        k.shape[1],
+        rows,
+        k.shape[2],
+        scale,
+        q=in_rows[0],
+        k=in_rows[1],
+        v=in_rows[2],
+        o=in_rows[3],
+        mask=mask_steps,
+    )
+    causal = bool(node.attrs.get("is_causal", 0))
+    forms = (*attention_kernels.FORMS, *attention_kernels.whole_forms(k.shape[2], mask is not None))
+    kernels = [
+        attention_kernels.Attention(q.dtype, size, mask_dtype, causal, form, mask_rows)
+        for form in forms
+    ]
+    plans = [a.plan(layout) for a in kernels if a.shared(layout.keys) <= SHARED_LIMIT]
+    signature = f"attention {q.dtype.label} {layout!r} {mask_dtype} {causal}"
+    libraries = [attention_request(q.dtype, layout, size, causal)] if mask is None else []
+    rec.launch(plans, [*views, output], signature=signature, libraries=libraries)
+
+
+def _rows_contiguous(rec: Recorder, view: View) -> View:
+    """A view whose rows are contiguous and start at multiples of 16 bytes."""
+    item = 8
+    if view.steps[3] == 1 and not view.offset % item and all(s % item == 0 for s in view.steps[:3]):
+        return view
+    return rec.dense(view)
