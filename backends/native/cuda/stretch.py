@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from polytool.backends.native.cuda.library import ask_libraries
 from polytool.backends.native.cuda.recorder import Recorder, Step, storages
 from polytool.backends.native.cuda.timing import fastest
 from polytool.backends.native.cuda.weights import Weights
-from polytool.backends.native.kernels import driver
+from polytool.backends.native.kernels import compiler, driver
 from polytool.backends.native.kernels.launch import Launchable, prepare_plan
 from polytool.backends.native.kernels.source import item_size
 from polytool.backends.native.memory import Lifetime, plan_arena
@@ -76,8 +77,9 @@ class Stretch:
         ]
         self._steps = ask_libraries(recorder.steps)
         self._place()
+        self._fill(values)
         self._launches = self._choose(timings)
-        self._fill(values)  # timing left garbage, which is no index
+        self._fill(values)
         self._capture()
 
     def _place(self) -> None:
@@ -112,15 +114,20 @@ class Stretch:
         return base + view.offset * item_size(view.dtype)
 
     def _choose(self, timings: dict[str, list[float]]) -> list[tuple[Step, tuple[Launchable, ...]]]:
-        """The fastest alternative of each step."""
+        """The fastest candidate of each step; each is timed on what those before it computed."""
+        new = [s for s in self._steps if s.signature not in timings]
+        kernels = (k for step in new for plan in step.plans for k in plan.kernels())
+        compiler.compile_all(kernels, self._weights.device.arch, os.cpu_count() or 1)
         chosen = []
         for index, step in enumerate(self._steps):
             addresses = [self._address(v) for v in step.views]
             if index in self._spaces:
                 addresses.append(self._addresses[self._spaces[index]])
             best = fastest(step, addresses, self._weights.device, self._stream, timings)
-            plan = step.plans[best]
-            chosen.append((step, prepare_plan(plan, self._weights.device, addresses)))
+            launches = prepare_plan(step.plans[best], self._weights.device, addresses)
+            for launch in launches:
+                launch(self._stream)
+            chosen.append((step, launches))
         return chosen
 
     def _capture(self) -> None:
