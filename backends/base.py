@@ -115,26 +115,31 @@ class Observable(Runner):
         """
 
 
+@dataclass(frozen=True)
+class Trace:
+    """How one tensor is computed from others.
+
+    Attributes:
+        inputs: the tensors that it is computed from.
+        operators: those between them and it, in execution order: `("MatMul", "Add")`.
+        nodes: display names of the ONNX nodes through which it depends on the inputs, in order;
+            where it depends on none of them, all nodes that it is computed by.
+    """
+
+    inputs: tuple[str, ...]
+    operators: tuple[str, ...]
+    nodes: tuple[str, ...]
+
+
 class LayerOracle(abc.ABC):
     """Evaluates any slice of the original model on any values."""
 
     @abc.abstractmethod
-    def frontier(self, wanted: str, available: Collection[str]) -> tuple[str, ...]:
-        """The nearest of the `available` tensors that `wanted` is computed from.
+    def trace(self, wanted: str, available: Collection[str]) -> Trace:
+        """How `wanted` is computed from the nearest of the `available` tensors.
 
         Raises:
-            UsageError: `wanted` also depends on a tensor that is not available.
-        """
-
-    @abc.abstractmethod
-    def operators(self, inputs: Iterable[str], wanted: str) -> tuple[str, ...]:
-        """The operators between `inputs` and `wanted`, in execution order: `("MatMul", "Add")`."""
-
-    @abc.abstractmethod
-    def nodes(self, inputs: Iterable[str], wanted: str) -> tuple[str, ...]:
-        """Display names of the ONNX nodes through which `wanted` depends on `inputs`, in order.
-
-        Where it depends on none of them, all nodes that it is computed by.
+            UsageError: there is no such tensor, or it also depends on one that is not available.
         """
 
     @abc.abstractmethod

@@ -100,7 +100,7 @@ class Finding:
 
     def with_contribution(self, contribution: float | None) -> Finding:
         """The same row with what its error does to the outputs."""
-        return replace(self, contribution=contribution)
+        return self if contribution is None else replace(self, contribution=contribution)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; numbers that JSON lacks are null."""

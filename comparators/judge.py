@@ -24,6 +24,7 @@ _NOISE = 2.0**-20
 _LARGE = 256  # elements from which one draw of noise tells enough
 _DRAWS = 24  # of noise, after which a decision that stayed the same is no tie
 _TIE = 8.0  # units of roundoff within which a decision is a tie
+_TINY = 1e-200  # squares that may have lost digits below the range of float64
 _NO_RANGE = Range(0.0, None, 0.0, 0, 0)
 
 
@@ -96,15 +97,26 @@ def relative_l2(value: Any, reference: Any) -> float | None:
     a, r = np.asarray(value), np.asarray(reference)
     if a.shape != r.shape or a.dtype == object or r.dtype == object:
         return None
-    a, r = a.astype(np.float64), r.astype(np.float64)
+    a, r = a.astype(np.float64, copy=False).ravel(), r.astype(np.float64, copy=False).ravel()
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = a - r
+        square, scale = float(error @ error), float(r @ r)
+    if not (math.isfinite(square) and math.isfinite(scale)) or scale < _TINY or 0 < square < _TINY:
+        return _scaled_l2(a, r)
+    return math.sqrt(square / scale)
+
+
+def _scaled_l2(a: Array, r: Array) -> float | None:
+    """The same where a value is not finite, or squares leave the range of float64."""
     both = np.isfinite(a) & np.isfinite(r)
     if not both.all():
         other = ~both
         if not np.array_equal(a[other], r[other], equal_nan=True):
             return None
         a, r = a[both], r[both]
-    scale = float(np.linalg.norm(r))
-    error = float(np.linalg.norm(a - r))
+    _, exponent = math.frexp(max(float(np.abs(v).max(initial=0.0)) for v in (a, r)))
+    a, r = np.ldexp(a, -exponent), np.ldexp(r, -exponent)
+    error, scale = float(np.linalg.norm(a - r)), float(np.linalg.norm(r))
     return error / scale if scale else (math.inf if error else 0.0)
 
 

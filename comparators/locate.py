@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from polytool.backends.base import Feeds, LayerOracle, Observable, Tap
+from polytool.collection import paused_collection
 from polytool.comparators.findings import BROKEN, EXPECTED, SUSPICIOUS, Finding, Location
 from polytool.comparators.judge import NOTHING_FINITE, Judgement, judge, relative_l2
 from polytool.comparators.slices import Slice, plan_slices
@@ -55,7 +56,7 @@ def locate(
     Raises:
         UsageError: there is no sample, or the runner shows no tensor.
     """
-    with runner:
+    with runner, paused_collection():
         walk = _Walk(runner, oracle, seed)
         for number, feed in enumerate(feeds):
             if progress is not None:

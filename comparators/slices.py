@@ -47,17 +47,15 @@ def plan_slices(
             holder = tap.layer
         if tap.nodes:
             try:
-                found = oracle.frontier(tap.tensor, available)
-                operators = oracle.operators(found, tap.tensor)
-                nodes = oracle.nodes(found, tap.tensor)
+                trace = oracle.trace(tap.tensor, available)
             except UsageError as err:
                 skipped.append(f"{tap.tensor}: {err}")
             else:
-                control = bool(_CONTROL.intersection(operators))
+                control = bool(_CONTROL.intersection(trace.operators))
                 slices[index] = Slice(
-                    found,
-                    operators,
-                    _joined(tap.nodes, nodes),
+                    trace.inputs,
+                    trace.operators,
+                    _joined(tap.nodes, trace.nodes),
                     control and tap.layer == holder,
                 )
         available.add(tap.tensor)

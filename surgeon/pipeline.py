@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from polytool.collection import paused_collection
 from polytool.model import Model, Source
 from polytool.surgeon.branches import inline_decided_branches
 from polytool.surgeon.constants import lift_constants, merge_constants
@@ -84,18 +82,6 @@ def simplify(
             fold_limit=fold_limit,
         )
         return workspace.to_model()
-
-
-@contextlib.contextmanager
-def paused_collection() -> Iterator[None]:
-    """No garbage collection: it would walk the whole graph again and again, and find nothing."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def simplify_workspace(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from polytool.collection import paused_collection
 from polytool.errors import ModelError
 from polytool.files import StrPath
 from polytool.model import Model, Source, nodes
@@ -17,7 +18,7 @@ from polytool.surgeon.gs_graph import open_model
 from polytool.surgeon.infer import infer
 from polytool.surgeon.known import custom_operators
 from polytool.surgeon.outputs import override_input_shapes, set_outputs
-from polytool.surgeon.pipeline import Choice, paused_collection, simplify_workspace
+from polytool.surgeon.pipeline import Choice, simplify_workspace
 from polytool.surgeon.report import Report
 from polytool.surgeon.verify import Verdict, check_structure, compare_models, total_weight
 

@@ -12,6 +12,7 @@ from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.engine import Engine
 from polytool.backends.native.parser import parse
 from polytool.backends.native.passes import PASSES, UNOPTIMIZED
+from polytool.collection import paused_collection
 from polytool.errors import UsageError
 from polytool.model import Model, load
 
@@ -39,10 +40,11 @@ def engine_from_onnx(model: Any, config: BuilderConfig | None = None) -> Engine:
     else:
         source = load(model)
         source = prepared(source).simplified if config.optimize else source
-    network = parse(source)
     notes: list[str] = []
-    for rewrite in PASSES if config.optimize else UNOPTIMIZED:
-        notes += rewrite(network, config).notes
+    with paused_collection():
+        network = parse(source)
+        for rewrite in PASSES if config.optimize else UNOPTIMIZED:
+            notes += rewrite(network, config).notes
     return Engine(source.name, network, config, device, tuple(notes))
 
 

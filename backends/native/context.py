@@ -18,7 +18,7 @@ from polytool.tensors import DType, as_numpy, format_shape
 
 if TYPE_CHECKING:
     from polytool.backends.native.cuda.program import CudaProgram
-    from polytool.backends.native.program import Program
+    from polytool.backends.native.program import LazyProgram, Program
 
 Observe = Callable[[Layer, Tensor, Any], None]
 
@@ -29,7 +29,7 @@ class ExecutionContext:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.profiler: Profiler | None = None
-        self._program: Program | CudaProgram
+        self._program: Program | LazyProgram | CudaProgram
         if engine.device == "cuda":
             from polytool.backends.native.cuda.program import CudaProgram
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.network import Network
-from polytool.backends.native.program import Program
+from polytool.backends.native.program import LazyProgram, Program
 from polytool.backends.native.tactics.base import Mode
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Engine:
         return Mode(wide=self.config.precision == "fp64")
 
     @cached_property
-    def program(self) -> Program:
+    def program(self) -> Program | LazyProgram:
         """The plan bound to CPU tactics; built once, used by every context."""
         return Program(self.network, self.mode)
 

@@ -119,6 +119,8 @@ class Node:
     @property
     def captures(self) -> list[Tensor]:
         """Outer tensors that the bodies read, each once, in order of first use."""
+        if not self.bodies:
+            return []
         seen = dict.fromkeys(t for body in self.bodies.values() for t in body.captures)
         return list(seen)
 
@@ -163,14 +165,14 @@ class Layer:
     @property
     def inputs(self) -> list[Tensor]:
         """What the layer reads from outside, constants left out, each once."""
-        inside = {id(t) for node in self.nodes for t in node.writes()}
-        reads = dict.fromkeys(
-            t
-            for node in self.nodes
-            for t in node.reads()
-            if t.constant is None and id(t) not in inside
-        )
-        return list(reads)
+        inside: set[Tensor | None] = set()
+        found: dict[Tensor, None] = {}
+        for node in self.nodes:
+            for tensor in (*node.inputs, *node.captures):
+                if tensor is not None and tensor.constant is None and tensor not in inside:
+                    found[tensor] = None
+            inside.update(node.outputs)
+        return list(found)
 
     @property
     def origin(self) -> tuple[str, ...]:

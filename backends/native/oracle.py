@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from polytool.backends.base import Feeds, LayerOracle, Outputs, with_noise
+from polytool.backends.base import Feeds, LayerOracle, Outputs, Trace, with_noise
 from polytool.backends.native.network import Layer, Network, Node, Tensor, ValueOf
 from polytool.backends.native.numerics import load as to_stored
 from polytool.backends.native.parser import parse
-from polytool.backends.native.program import Program
+from polytool.backends.native.program import LazyProgram, Program
 from polytool.backends.native.tactics.base import Mode
+from polytool.collection import paused_collection
 from polytool.errors import UsageError
 from polytool.model import load
 
@@ -33,10 +34,12 @@ class NativeOracle(LayerOracle):
     """
 
     def __init__(self, model: Any) -> None:
-        self.network = parse(load(model))
+        with paused_collection():
+            self.network = parse(load(model))
         self._tensors: dict[str, Tensor] = {}
         self._below: dict[str, list[Tensor]] = {}
         self._producers: dict[Tensor, Layer] = {}
+        self._reads: dict[Layer, list[Tensor]] = {}
         for network in (self.network, *self.network.bodies()):
             self._index(network)
             for layer in network.layers:
@@ -76,41 +79,29 @@ class NativeOracle(LayerOracle):
         for suffix in tensor.value_of.suffixes():
             self._below.setdefault(suffix, []).append(tensor)
 
-    def frontier(self, wanted: str, available: Collection[str]) -> tuple[str, ...]:
-        """The nearest available tensors that `wanted` is computed from; see `LayerOracle`."""
+    def trace(self, wanted: str, available: Collection[str]) -> Trace:
+        """How `wanted` is computed from the nearest available tensors; see `LayerOracle`."""
         target = self._find(wanted)
-        found: dict[str, None] = {}
-        stack, seen = [target], {target}
-        while stack:
-            tensor = stack.pop()
+        inputs: dict[str, Tensor] = {}
+
+        def is_given(tensor: Tensor) -> bool:
             name = tensor.value_of.tensor if tensor.value_of is not None else tensor.name
-            if tensor is not target and name in available:
-                found[name] = None
-                continue
-            layer = self._producers.get(tensor)
-            if layer is None:
-                raise UsageError(f"{wanted!r} depends on {tensor.name!r}, which is not available")
-            for source in layer.inputs:
-                if source not in seen:
-                    seen.add(source)
-                    stack.append(source)
-        return tuple(found)
+            if tensor is target or name not in available:
+                return False
+            inputs[name] = tensor
+            return True
 
-    def operators(self, inputs: Iterable[str], wanted: str) -> tuple[str, ...]:
-        """The operators between `inputs` and `wanted`; see `LayerOracle`."""
-        layers = self._slice({self._find(n) for n in inputs}, [self._find(wanted)])
-        return tuple(node.op for layer in layers for node in layer.nodes)
-
-    def nodes(self, inputs: Iterable[str], wanted: str) -> tuple[str, ...]:
-        """The nodes through which `wanted` depends on `inputs`; see `LayerOracle`."""
-        reached = {self._find(n) for n in inputs}
-        layers = self._slice(reached, [self._find(wanted)])
-        chosen = []
+        layers = self._layers([target], is_given)
+        reached, chosen = set(inputs.values()), []
         for layer in layers:
-            if not reached.isdisjoint(layer.inputs):
+            if not reached.isdisjoint(self._inputs(layer)):
                 reached.update(layer.outputs)
                 chosen.append(layer)
-        return tuple(dict.fromkeys(s for layer in chosen or layers for s in layer.origin))
+        return Trace(
+            tuple(inputs),
+            tuple(node.op for layer in layers for node in layer.nodes),
+            tuple(dict.fromkeys(s for layer in chosen or layers for s in layer.origin)),
+        )
 
     def evaluate(
         self, inputs: Feeds, wanted: Iterable[str], *, noise: float = 0.0, seed: int = 0
@@ -137,21 +128,24 @@ class NativeOracle(LayerOracle):
             return to_stored(value, tensor.dtype, wide=True)
         return value
 
-    def _program(self, given: frozenset[str], wanted: tuple[str, ...], noisy: bool) -> Program:
+    def _program(
+        self, given: frozenset[str], wanted: tuple[str, ...], noisy: bool
+    ) -> Program | LazyProgram:
         key = given, wanted, noisy
         if key in self._programs:
             return self._programs[key]
         inputs = {self._find(n) for n in given}
         outputs = [self._find(n) for n in wanted]
-        layers = self._slice(inputs, outputs)
+        layers = self._layers(outputs, inputs.__contains__)
         used = [t for t in sorted(inputs, key=lambda t: t.name) if t.constant is None]
         biases: list[Tensor] = []
         if noisy:
             layers, biases = self._open(layers)
         weights = sum(t.constant.size for x in layers for t in x.constants() if t.constant)
-        program = Program(Network("slice", [*used, *biases], outputs, layers), _WIDE)
-        if weights <= _CACHED:
-            self._programs[key] = program
+        network = Network("slice", [*used, *biases], outputs, layers)
+        if weights > _CACHED:
+            return LazyProgram(network, _WIDE)
+        program = self._programs[key] = Program(network, _WIDE)
         return program
 
     def _open(self, layers: list[Layer]) -> tuple[list[Layer], list[Tensor]]:
@@ -193,13 +187,14 @@ class NativeOracle(LayerOracle):
                 return self._below[suffix][0]
         raise UsageError(f"the model has no tensor {name!r}")
 
-    def _slice(self, inputs: set[Tensor], wanted: list[Tensor]) -> list[Layer]:
+    def _layers(self, wanted: list[Tensor], is_given: Callable[[Tensor], bool]) -> list[Layer]:
+        """What computes `wanted` from the given tensors, in execution order."""
         order: list[Layer] = []
         done: set[int] = set()
         stack = [(t, False) for t in reversed(wanted)]
         while stack:
             tensor, ready = stack.pop()
-            if tensor in inputs or tensor.constant is not None:
+            if tensor.constant is not None or (not ready and is_given(tensor)):
                 continue
             layer = self._producers.get(tensor)
             if layer is None:
@@ -211,5 +206,10 @@ class NativeOracle(LayerOracle):
                 order.append(layer)
                 continue
             stack.append((tensor, True))
-            stack.extend((t, False) for t in reversed(layer.inputs))
+            stack.extend([(t, False) for t in reversed(self._inputs(layer))])
         return order
+
+    def _inputs(self, layer: Layer) -> list[Tensor]:
+        if layer not in self._reads:
+            self._reads[layer] = layer.inputs
+        return self._reads[layer]

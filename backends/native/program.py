@@ -18,6 +18,7 @@ from polytool.backends.native.numerics import load, storage, store
 from polytool.backends.native.tactics import choose
 from polytool.backends.native.tactics.base import Mode
 from polytool.backends.native.tactics.numpy_generic import stored_constant
+from polytool.collection import paused_collection
 from polytool.errors import PolytoolError, RunnerError
 from polytool.tensors import DType
 
@@ -61,8 +62,9 @@ class Program:
             self._slot(tensor)
         self._n_inputs = len(inputs)
         self._outputs: list[int] = []
-        last = self._last_reads(network)
-        self._steps = [self._step(i, layer, last) for i, layer in enumerate(network.layers)]
+        last = self.last_reads(network)
+        with paused_collection():
+            self._steps = [self._step(i, layer, last) for i, layer in enumerate(network.layers)]
         self._outputs = [self._slot(t) for t in network.outputs]
 
     def _slot(self, tensor: Tensor) -> int:
@@ -73,7 +75,8 @@ class Program:
         return self._slots[tensor]
 
     @staticmethod
-    def _last_reads(network: Network) -> dict[Tensor, int]:
+    def last_reads(network: Network) -> dict[Tensor, int]:
+        """The layer that reads each tensor last; past the end for what the network returns."""
         last: dict[Tensor, int] = {}
         for index, layer in enumerate(network.layers):
             for tensor in (*layer.outputs, *layer.inputs):
@@ -83,7 +86,8 @@ class Program:
         return last
 
     def _step(self, index: int, layer: Layer, last: dict[Tensor, int]) -> Step:
-        dead = tuple(self._slot(t) for t in (*layer.inputs, *layer.outputs) if last.get(t) == index)
+        inputs = layer.inputs
+        dead = tuple(self._slot(t) for t in (*inputs, *layer.outputs) if last.get(t) == index)
         wants = tuple(
             None
             if t.dtype is None or t.dtype in _REDUCED or t.container != "tensor"
@@ -100,7 +104,7 @@ class Program:
         return Step(
             layer,
             launch,
-            tuple(self._slot(t) for t in layer.inputs),
+            tuple(self._slot(t) for t in inputs),
             tuple(self._slot(t) for t in layer.outputs),
             wants,
             dead,
@@ -179,6 +183,36 @@ class Program:
     def _stored(self, value: Any, layer: Layer, target: int) -> Any:
         tensor = next(t for t in layer.outputs if self._slots[t] == target)
         return as_stored(value, tensor, layer, self.mode)
+
+
+class LazyProgram:
+    """The same for what runs once: each layer is bound when its turn comes, and then forgotten.
+
+    So the weights need not be in memory together.
+    """
+
+    def __init__(self, network: Network, mode: Mode) -> None:
+        self.network, self.mode = network, mode
+
+    def run(
+        self, inputs: Sequence[Any], watch: Watch | None = None, alter: Alter | None = None
+    ) -> list[Any]:
+        """Run every layer; see `Program.run`."""
+        network = self.network
+        last = Program.last_reads(network)
+        values = dict(zip([*network.inputs, *network.captures], inputs, strict=True))
+        for index, layer in enumerate(network.layers):
+            reads = layer.inputs
+            program = Program(Network(layer.name, reads, layer.outputs, [layer]), self.mode)
+            results = program.run([values[t] for t in reads], watch, alter)
+            values.update(zip(layer.outputs, results, strict=True))
+            for tensor in (*reads, *layer.outputs):
+                if last.get(tensor) == index:
+                    values.pop(tensor, None)
+        return [
+            values[t] if t.constant is None else stored_constant(t, self.mode)
+            for t in network.outputs
+        ]
 
 
 def as_stored(value: Any, tensor: Tensor, layer: Layer, mode: Mode) -> Any:

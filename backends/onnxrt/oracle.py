@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from polytool.backends.base import Feeds, LayerOracle, Outputs, with_noise
+from polytool.backends.base import Feeds, LayerOracle, Outputs, Trace, with_noise
 from polytool.backends.native.protos import display
 from polytool.backends.onnxrt.cut import Cutter
 from polytool.backends.onnxrt.session import SessionConfig, clean, find_providers, open_session
@@ -57,8 +57,23 @@ class OnnxrtOracle(LayerOracle):
     def _specs(self) -> dict[str, TensorSpec]:
         return specs_of(self._model.proto)
 
-    def frontier(self, wanted: str, available: Collection[str]) -> tuple[str, ...]:
-        """The nearest available tensors that `wanted` is computed from; see `LayerOracle`."""
+    def trace(self, wanted: str, available: Collection[str]) -> Trace:
+        """How `wanted` is computed from the nearest available tensors; see `LayerOracle`."""
+        inputs = self._nearest(wanted, available)
+        indices, _ = self._cutter.slice([wanted], inputs)
+        reached, chosen = set(inputs), []
+        for index in indices:
+            if not reached.isdisjoint(self._cutter.reads[index]):
+                reached.update(self._cutter.nodes[index].output)
+                chosen.append(index)
+        nodes = self._cutter.nodes
+        return Trace(
+            inputs,
+            tuple(nodes[i].op_type for i in indices),
+            tuple(dict.fromkeys(display(nodes[i]) for i in chosen or indices)),
+        )
+
+    def _nearest(self, wanted: str, available: Collection[str]) -> tuple[str, ...]:
         found: dict[str, None] = {}
         stack, seen = [wanted], {wanted}
         while stack:
@@ -73,22 +88,6 @@ class OnnxrtOracle(LayerOracle):
             elif not self._cutter.is_weight(name):
                 raise UsageError(f"{wanted!r} depends on {name!r}, which is not available")
         return tuple(found)
-
-    def operators(self, inputs: Iterable[str], wanted: str) -> tuple[str, ...]:
-        """The operators between `inputs` and `wanted`; see `LayerOracle`."""
-        indices, _ = self._cutter.slice([wanted], inputs)
-        return tuple(self._cutter.nodes[i].op_type for i in indices)
-
-    def nodes(self, inputs: Iterable[str], wanted: str) -> tuple[str, ...]:
-        """The nodes through which `wanted` depends on `inputs`; see `LayerOracle`."""
-        reached = set(inputs)
-        indices, _ = self._cutter.slice([wanted], reached)
-        chosen = []
-        for index in indices:
-            if not reached.isdisjoint(self._cutter.reads[index]):
-                reached.update(self._cutter.nodes[index].output)
-                chosen.append(index)
-        return tuple(dict.fromkeys(display(self._cutter.nodes[i]) for i in chosen or indices))
 
     def evaluate(
         self, inputs: Feeds, wanted: Iterable[str], *, noise: float = 0.0, seed: int = 0

@@ -24,6 +24,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "core": (
         {
             "polytool.arrays",
+            "polytool.collection",
             "polytool.errors",
             "polytool.files",
             "polytool.model",

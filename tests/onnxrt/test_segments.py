@@ -244,8 +244,9 @@ def test_the_oracle_agrees_with_the_whole_model_layer_by_layer(real_model):
 
 def test_the_oracle_tells_what_a_tensor_is_computed_from():
     oracle = OnnxrtOracle(parse_model(CHAIN))
-    assert set(oracle.frontier("d", ["x", "b", "d"])) == {"b"}
-    assert set(oracle.frontier("d", ["x", "b", "c"])) == {"b", "c"}
-    assert oracle.operators(["b"], "d") == ("Exp", "Add")
+    trace = oracle.trace("d", ["x", "b", "d"])
+    assert set(trace.inputs) == {"b"}
+    assert trace.operators == ("Exp", "Add")
+    assert set(oracle.trace("d", ["x", "b", "c"]).inputs) == {"b", "c"}
     with pytest.raises(UsageError, match="'d' depends on 'x', which is not available"):
-        oracle.frontier("d", ["c"])
+        oracle.trace("d", ["c"])

@@ -31,7 +31,7 @@ class Pointwise(Tactic):
     def _program(layer: Layer, mode: Mode) -> Program | None:
         first = layer.nodes[0]
         operator = first.operator
-        if len(layer.outputs) != 1 or operator is None:
+        if mode.wide or len(layer.outputs) != 1 or operator is None:
             return None
         if not operator.pointwise and first.op != "BatchNormalization":
             return None
