@@ -192,7 +192,7 @@ def perform(request: Request, on_iteration: OnIteration | None = None) -> Sessio
     if feeds is not None:
         own = run_all(
             None,
-            runners,
+            (runners.pop(0) for _ in range(len(runners))),  # each is freed once it has run
             feeds,
             save=request.save_outputs,
             warm_up=request.warm_up,

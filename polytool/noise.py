@@ -6,6 +6,7 @@ exporters compute sizes with them, and the scales of Resize.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -17,6 +18,7 @@ from polytool.backends.native.builder import engine_from_onnx
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.engine import Engine
 from polytool.backends.native.network import Constant, Tensor
+from polytool.backends.native.program import LazyProgram
 from polytool.comparators.response import SEEDS, Response, describe, perturb
 from polytool.tensors import DType
 
@@ -32,6 +34,7 @@ _EXACT: Mapping[str, Sequence[int]] = {
     "Range": (0, 1, 2),
     "Pow": (1,),
 }
+_RESIDENT = 1 << 26  # elements up to which all noisy weights are in memory together
 
 
 class NoiseMeter:
@@ -72,9 +75,10 @@ class NoiseMeter:
     def _run(self, change: Callable[[Any], Any]) -> list[dict[str, Any]]:
         """The outputs of each iteration, with the weights as they are now."""
         engine = self._engine
-        context = Engine(
-            engine.name, engine.network, engine.config, engine.device
-        ).create_execution_context()
+        fresh = Engine(engine.name, engine.network, engine.config, engine.device)
+        if sum(t.constant.size for t in self._weights if t.constant is not None) > _RESIDENT:
+            fresh.program = LazyProgram(engine.network, engine.mode)
+        context = fresh.create_execution_context()
         return [context.infer({k: change(v) for k, v in feed.items()}) for feed in self._feeds]
 
     @contextmanager
@@ -91,9 +95,20 @@ class NoiseMeter:
                 tensor.constant = constant
 
 
+def _nothing() -> Any:
+    return None
+
+
 def _noisy(constant: Constant, seed: tuple[int, ...], times: float) -> Constant:
+    kept = _nothing  # a layer may read its weight more than once while it is bound
+
     def load() -> Any:
-        return perturb(constant.array(), np.random.default_rng(seed), times)
+        nonlocal kept
+        moved = kept()
+        if moved is None:
+            moved = perturb(constant.array(), np.random.default_rng(seed), times)
+            kept = weakref.ref(moved)
+        return moved
 
     return Constant(constant.dtype, constant.shape, load)
 

@@ -181,7 +181,7 @@ OnIteration = Callable[[str, int, Iteration], None]
 
 def run(
     model: Source | None,
-    runners: Sequence[Runner | str] | Runner | str,
+    runners: Iterable[Runner | str] | Runner | str,
     feeds: Feeds | Iterable[Feeds] | None = None,
     *,
     save: StrPath | None = None,
@@ -217,7 +217,8 @@ def run(
     data = as_feeds(feeds)
     directory = ResultsDirectory(save) if save and is_directory_path(save) else None
     runs = []
-    for index, (name, runner) in enumerate(ready):
+    for index in range(len(ready)):
+        name, runner = ready.pop(0)  # what nobody else holds is freed before the next one starts
         kept: list[Iteration] = []
         with runner:
             for number, outputs in enumerate(_infer_all(name, runner, data, warm_up)):
@@ -239,7 +240,7 @@ def run(
 
 
 def _runners(
-    model: Source | None, runners: Sequence[Runner | str] | Runner | str
+    model: Source | None, runners: Iterable[Runner | str] | Runner | str
 ) -> list[tuple[str, Runner]]:
     given = [runners] if isinstance(runners, str | Runner) else list(runners)
     if not given:

@@ -374,6 +374,9 @@ def test_noise_is_relative_and_seeded():
     assert one.dtype == x.dtype and one.tolist() == two.tolist()
     moved = np.abs(one / x.astype(float) - 1)
     assert moved.min() > NOISE / 2 and moved.max() < 2 * NOISE
+    large = perturb(np.ones((700, 700), np.float32), np.random.default_rng(0))
+    assert set(np.abs(large.astype(float) - 1).ravel()) == {NOISE}
+    assert abs(np.corrcoef(large[0], large[1])[0, 1]) < 0.2
     assert perturb(np.arange(3), np.random.default_rng(0)).tolist() == [0, 1, 2]
     assert perturb(np.array(["a"], object), np.random.default_rng(0))[0] == "a"
 

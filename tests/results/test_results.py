@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import weakref
 
 import ml_dtypes
 import numpy as np
@@ -202,6 +203,17 @@ def test_run_activates_one_runner_at_a_time():
     assert [i["y"].tolist() for i in results["doubler#2"]] == [[0, 0], [2, 2], [4, 4]]
     assert results["doubler"].seconds == [0.25] * 3
     assert Doubler.active == 0
+
+
+def test_a_runner_that_nobody_else_holds_is_freed_before_the_next_one_starts():
+    class Second(Doubler):
+        def activate(self):
+            assert first() is None
+            super().activate()
+
+    runners = [Doubler(), Second()]
+    first = weakref.ref(runners[0])
+    run(None, (runners.pop(0) for _ in range(2)), {"x": np.ones(2)})
 
 
 def test_every_runner_gets_the_same_feeds_from_a_generator():
