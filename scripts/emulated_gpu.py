@@ -85,6 +85,15 @@ class Emulator:
             self.entries[library.name] = ctypes.CDLL(str(library)).emulate
         return self.entries[library.name]
 
+    def driver(self) -> ctypes.CDLL:
+        """The driver that runs such libraries."""
+        source = Path(__file__).with_name("emulated_driver.cpp")
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+        library = self.folder / f"driver-{digest}.so"
+        if not library.exists():
+            self._compile("-shared", str(source), "-o", str(library), "-ldl")
+        return ctypes.CDLL(str(library))
+
     def run(self, plan: Plan, arrays: Sequence[np.ndarray], *, late: bool) -> None:
         """Run every launch; `arrays` are the plan's buffers, without the workspace."""
         held = [_aligned(a) for a in arrays]
@@ -122,155 +131,95 @@ def _aligned(array: np.ndarray) -> np.ndarray:
     return copy
 
 
-_DEVICE = driver.Device(0, "emulated H100", 132, (9, 0), 50 << 20, 13000)
+class EmulatedDriver:
+    """The driver in place of libcuda; see emulated_driver.cpp.
 
-
-class _Driver:
-    """What the engine calls of libcuda, on host memory; every call has happened when it returns."""
+    Attributes:
+        kernels: whether kernels run; otherwise they do nothing, and need no compiler.
+        compiled: names of the kernels that were compiled.
+    """
 
     def __init__(self, emulator: Emulator, *, sanitize: bool) -> None:
         self.emulator, self.sanitize = emulator, sanitize
-        self.libc = ctypes.CDLL(None)
-        self.libc.aligned_alloc.restype = ctypes.c_void_p
-        self.handles: dict[int, Any] = {}
-        self.capturing: list[Any] | None = None
-        self.gaps: list[tuple[int, int]] = []
-        self.launched: list[str] = []
+        self.library = emulator.driver()
+        self.library.emulated_sanitize(sanitize)
+        self.library.emulated_in_use.restype = ctypes.c_size_t
+        self.library.emulated_launched.restype = ctypes.c_char_p
+        self.kernels = True
+        self.compiled: list[str] = []
+        self.launched  # noqa: B018  (forgets what ran before)
 
-    def __getattr__(self, name: str) -> Any:
-        if not name.startswith("cu"):
-            raise AttributeError(name)
-        return lambda *args: 0  # streams and events: nothing happens later
+    @property
+    def launched(self) -> list[str]:
+        """The kernels that have run since this was last asked."""
+        return self.library.emulated_launched().decode().split()  # type: ignore[no-any-return]  # ctypes is untyped
 
-    def _handle(self, what: Any, target: Any) -> int:
-        number = len(self.handles) + 1
-        self.handles[number] = what
-        target._obj.value = number
-        return 0
+    @property
+    def in_use(self) -> int:
+        """Bytes of device memory."""
+        return int(self.library.emulated_in_use())
 
-    def cuCtxSetCurrent(self, context: Any) -> int:
-        return 0
+    def count(self, what: str) -> int:
+        """How often the driver was asked to `allocate`, `copy`, `launch`, `graph`, `wait`, ..."""
+        return int(self.library.emulated_count(what.encode()))
 
-    def cuStreamCreate(self, stream: Any, flags: Any) -> int:
-        return self._handle("stream", stream)
+    def compile(self, kernel: Kernel, _: Any) -> bytes:
+        """What takes NVRTC's place."""
+        self.compiled.append(kernel.name)
+        return (str(self.emulator.library(kernel)) if self.kernels else "nothing").encode() + b"\0"
 
-    def cuEventCreate(self, event: Any, flags: Any) -> int:
-        return self._handle("event", event)
-
-    def cuMemAlloc_v2(self, target: Any, size: Any) -> int:
-        count = -(-size.value // 256) * 256
-        target._obj.value = self.libc.aligned_alloc(256, ctypes.c_size_t(count))
-        ctypes.memset(target._obj.value, 0xCD, size.value)
-        for start, length in self.gaps:
-            getattr(self.libc, "__asan_poison_memory_region")(
-                ctypes.c_void_p(target._obj.value + start), ctypes.c_size_t(length)
-            )
-        self.gaps = []
-        return 0
-
-    def cuMemFree_v2(self, address: Any) -> int:
-        if self.sanitize:
-            return 0  # kept: what is used later would be another's memory
-        self.libc.free(address)
-        return 0
-
-    def cuMemcpyHtoDAsync_v2(self, to: Any, host: Any, size: Any, stream: Any) -> int:
-        ctypes.memmove(to.value, host.value, size.value)
-        return 0
-
-    cuMemcpyDtoHAsync_v2 = cuMemcpyHtoDAsync_v2
-
-    def cuMemcpyDtoDAsync_v2(self, to: Any, host: Any, size: Any, stream: Any) -> int:
-        ctypes.memmove(to.value, host.value, size.value)
-        return 0
-
-    def cuMemsetD8Async(self, to: Any, value: Any, size: Any, stream: Any) -> int:
-        ctypes.memset(to.value, value.value, size.value)
-        return 0
-
-    def cuModuleLoadData(self, module: Any, cubin: bytes) -> int:
-        return self._handle(self.emulator.entry(Path(cubin.decode())), module)
-
-    def cuModuleGetFunction(self, function: Any, module: Any, name: bytes) -> int:
-        entry = self.handles[module.value]
-        return self._handle((name.decode(), entry), function)
-
-    def cuTensorMapEncodeTiled(self, target: Any, *args: Any) -> int:
-        kind, _, address, sizes, pitch, box = args[:6]
-        item = {0: 1, 6: 2, 7: 4, 9: 2}[kind.value]
-        words = (address.value, sizes[1], sizes[0], pitch[0] // item, item, box[1], box[0])
-        target[:7] = words
-        return 0
-
-    def cuLaunchKernelEx(self, config: Any, function: Any, pointers: Any, _: Any) -> int:
-        c = config._obj
-        cluster = 1
-        attributes = ctypes.cast(c.attributes, ctypes.POINTER(launch._Attribute))
-        for i in range(c.count):
-            if attributes[i].id == launch._CLUSTER:
-                cluster = attributes[i].value[2]
-        size = (ctypes.c_uint * 6)(*c.grid, *c.block)
-        work = (self.handles[function.value], pointers, size, cluster, c.shared)
-        if self.capturing is not None:
-            self.capturing.append(work)
-            return 0
-        return self._run(work)
-
-    def _run(self, work: Any) -> int:
-        (name, entry), pointers, size, cluster, shared = work
-        self.launched.append(name)
-        return 719 if entry(pointers, size, cluster, shared, 0) else 0
-
-    def cuStreamBeginCapture_v2(self, stream: Any, mode: Any) -> int:
-        self.capturing = []
-        return 0
-
-    def cuStreamEndCapture(self, stream: Any, graph: Any) -> int:
-        work, self.capturing = self.capturing, None
-        return self._handle(work, graph)
-
-    def cuGraphInstantiateWithFlags(self, executable: Any, graph: Any, flags: Any) -> int:
-        return self._handle(self.handles[graph.value], executable)
-
-    def cuGraphLaunch(self, executable: Any, stream: Any) -> int:
-        return next((s for w in self.handles[executable.value] if (s := self._run(w))), 0)
+    def forbid(self, start: int, size: int) -> None:
+        """A part of the next allocation that nothing may touch."""
+        self.library.emulated_gap(ctypes.c_size_t(start), ctypes.c_size_t(size))
 
 
 @contextmanager
-def emulated_gpu(folder: Path, *, sanitize: bool = False) -> Iterator[_Driver]:
-    """Until the end of the block, the engine finds one GPU, which is this machine's CPU."""
+def emulated_gpu(
+    folder: Path, *, sanitize: bool = False, timing: bool = False
+) -> Iterator[EmulatedDriver]:
+    """Until the end of the block, the engine finds one GPU, which is this machine's CPU.
+
+    Args:
+        folder: see `Emulator`.
+        sanitize: see `Emulator`.
+        timing: let the engine time candidates, although the times mean nothing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    emulator = Emulator(folder, sanitize=sanitize)
-    fake = _Driver(emulator, sanitize=sanitize)
+    fake = EmulatedDriver(Emulator(folder, sanitize=sanitize), sanitize=sanitize)
+
+    largest = 0
 
     def spread(lifetimes: Sequence[memory.Lifetime], **_: Any) -> memory.Arena:
         """No memory is used twice, and between any two stretches lies some that is forbidden."""
-        offsets, fake.gaps, end = [], [], 0
+        nonlocal largest
+        offsets, end = [], 0
         for life in lifetimes:
             offsets.append(end)
             stop = end + life.size
             end = -(-stop // 256) * 256 + 1024
-            fake.gaps.append((-(-stop // 8) * 8, end - -(-stop // 8) * 8))
-        return memory.Arena(tuple(offsets), end)
+            fake.forbid(-(-stop // 8) * 8, end - -(-stop // 8) * 8)
+        largest = max(end, largest + 256)  # larger than what is there: it is allocated anew
+        return memory.Arena(tuple(offsets), largest)
 
     changes = [
-        mock.patch.object(driver, "_cuda", lambda: fake),
-        mock.patch.object(driver, "available", lambda: True),
-        mock.patch.object(driver, "device", lambda ordinal=0: _DEVICE),
-        mock.patch.object(driver, "_primary", lambda ordinal: 1),
-        mock.patch.object(compiler, "key", lambda k, a: str(emulator.library(k))),
-        mock.patch.object(
-            compiler, "compile_kernel", lambda k, a: str(emulator.library(k)).encode()
-        ),
+        mock.patch.object(driver, "_cuda", lambda: fake.library),
+        mock.patch.object(compiler, "_compile", fake.compile),
+        mock.patch.object(compiler, "_cubins", {}),
+        mock.patch.object(compiler, "version", lambda: (0, 0)),
         mock.patch.object(launch, "_functions", {}),
-        mock.patch.object(stretch, "fastest", lambda *_: 0),  # times mean nothing here
     ]
+    if not timing:
+        changes.append(mock.patch.object(stretch, "fastest", lambda *_: 0))
     if sanitize:
         changes.append(mock.patch.object(stretch, "plan_arena", spread))
     for change in changes:
         change.start()
+    driver.device.cache_clear()
+    driver._primary.cache_clear()
     try:
         yield fake
     finally:
         for change in changes:
             change.stop()
+        driver.device.cache_clear()
+        driver._primary.cache_clear()

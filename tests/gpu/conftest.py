@@ -4,14 +4,14 @@ for each thread."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
 
 from polytool.backends.native.kernels import driver, launch
 from polytool.backends.native.kernels.source import Plan
-from scripts.emulated_gpu import Emulator
+from scripts.emulated_gpu import EmulatedDriver, Emulator, emulated_gpu
 
 RunPlan = Callable[[Plan, Sequence[np.ndarray]], None]
 
@@ -46,6 +46,13 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
     if shutil.which("g++") is None:
         pytest.skip("there is no g++: generated kernels cannot be run on the host")
     return Emulator(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture
+def software_gpu(emulator: Emulator) -> Iterator[EmulatedDriver]:
+    """A GPU in software: engines for `cuda` can be built and run without one."""
+    with emulated_gpu(emulator.folder, timing=True) as gpu:
+        yield gpu
 
 
 @pytest.fixture(params=["early", "late", pytest.param("device", marks=pytest.mark.gpu)])
