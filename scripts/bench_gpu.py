@@ -3,7 +3,8 @@
     python scripts/bench_gpu.py [--only NAME ...] [--batch 1 32] [--precision fp16] [--json FILE]
 
 Time is one synchronous inference with inputs on the device, median of 200 after warm-up; for the
-engine: copy in, one graph launch, copy out. Errors are relative L2 against the fp64 oracle, or,
+engine `torch_ms`: torch tensors on the GPU to torch tensors on the GPU, `infer_ms`: NumPy to NumPy,
+`graph_ms`: the CUDA graph alone. Errors are relative L2 against the fp64 oracle, or,
 for large batches, against torch in float32.
 """
 
@@ -142,20 +143,19 @@ def bench(name: str, batch: int, precision: str, peers: bool) -> dict[str, Any]:
     row["error"] = error(output, reference)
     program: Any = context._program
     row["on_host"] = program.on_host
-    items = program._items
-    row["stretches"] = len(items)
     row["layers"] = len(engine.network.layers)
-    if len(items) == 1:
-        (stretch,) = program._stretches[0].values()
-        row["launches"] = sum(len(x) for _, x in stretch._launches)
+    stretch = program.whole()
+    if stretch is not None:
+        row["launches"] = stretch.launches
         row["arena_mb"] = round(stretch.arena_size / 1e6, 1)
         from polytool.backends.native.kernels import driver
 
-        def replay() -> None:
-            stretch._replay()
-            driver.synchronize(program._stream)
-
-        row["graph_ms"] = round(median(replay), 4)
+        raw = driver.Raw()
+        row["graph_ms"] = round(median(lambda: stretch.replay(raw)), 4)
+    given = {n: torch.from_numpy(x).cuda() for n, x in feeds.items()}
+    row["torch_ms"] = round(median(lambda: context.infer(given)), 4)
+    (same,) = context.infer(given).values()
+    row["torch_same"] = bool(np.array_equal(same.cpu().numpy(), output))
     row["infer_ms"] = round(median(lambda: context.infer(feeds)), 4)
     if peers:
         took, result = torch_compiled(model, inputs)

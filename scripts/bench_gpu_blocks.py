@@ -103,10 +103,10 @@ def run_own(device: Device, name: str, batch: int, fusions: int) -> dict[str, An
         device.overlap = overlap
         launches = [r for layer in net.layers for r in layer.best.make(layer.addresses())]
         graph = device.capture(launches)
-        launch = graph.launcher(device.stream)
+        launch = driver.Raw().launch
 
-        def once(launch: Any = launch) -> None:
-            driver.raise_status(launch(), "cuGraphLaunch")
+        def once(launch: Any = launch, executable: int = graph.executable) -> None:
+            driver.raise_status(launch(executable, device.stream), "cuGraphLaunch")
             driver.synchronize(device.stream)
 
         median, high = wall(once)

@@ -26,6 +26,7 @@ class BuilderConfig:
         device: `auto` takes a GPU where there is one.
         profiles: the ranges of input shapes; empty allows every shape.
         optimize: False runs the model's nodes one by one, unfolded and unfused.
+        cuda_graph: whether contexts on a GPU capture their launches unless told otherwise.
     """
 
     precision: str = "fp32"
@@ -33,6 +34,7 @@ class BuilderConfig:
     device: str = "auto"
     profiles: tuple[OptimizationProfile, ...] = field(default=())
     optimize: bool = True
+    cuda_graph: bool = True
 
     def __post_init__(self) -> None:
         for precision in (self.precision, *(p for _, p in self.layer_precisions)):
@@ -52,6 +54,7 @@ class BuilderConfig:
         profiles: Sequence[Any] | None = None,
         layer_precisions: Mapping[str, str] | str | Path | None = None,
         optimize: bool = True,
+        cuda_graph: bool = True,
     ) -> BuilderConfig:
         """A configuration from what the public API takes: mappings, paths, tuples."""
         return cls(
@@ -63,6 +66,7 @@ class BuilderConfig:
                 for p in profiles or ()
             ),
             optimize=optimize,
+            cuda_graph=cuda_graph,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -73,6 +77,7 @@ class BuilderConfig:
             "device": self.device,
             "profiles": [p.to_json() for p in self.profiles],
             "optimize": self.optimize,
+            "cuda_graph": self.cuda_graph,
         }
 
     @classmethod

@@ -18,30 +18,45 @@ from polytool.tensors import DType, as_numpy, format_shape
 
 if TYPE_CHECKING:
     from polytool.backends.native.cuda.program import CudaProgram
+    from polytool.backends.native.cuda.replay import Replays
     from polytool.backends.native.program import LazyProgram, Program
 
 Observe = Callable[[Layer, Tensor, Any], None]
 
 
 class ExecutionContext:
-    """What one thread needs to run an engine; make one per thread."""
+    """What one thread needs to run an engine; make one per thread.
 
-    def __init__(self, engine: Engine) -> None:
+    On a GPU it owns a stream, an arena and the memory of outputs; contexts of one engine run
+    concurrently.
+
+    Args:
+        engine: what it runs.
+        cuda_graph: on a GPU, whether the launches for each set of shapes are captured as one CUDA
+            graph; what the engine was built with by default.
+    """
+
+    def __init__(self, engine: Engine, cuda_graph: bool | None = None) -> None:
         self.engine = engine
         self.profiler: Profiler | None = None
         self._program: Program | LazyProgram | CudaProgram
+        self._replays: Replays | None = None
         if engine.device == "cuda":
             from polytool.backends.native.cuda.program import CudaProgram
+            from polytool.backends.native.cuda.replay import Replays
 
-            self._program = CudaProgram(engine.network, engine.weights, engine.timings)
+            captured = engine.config.cuda_graph if cuda_graph is None else cuda_graph
+            self._program = CudaProgram(engine.network, engine.weights, engine.timings, captured)
+            self._replays = Replays(self._program)
         else:
             self._program = engine.program
 
     def infer(self, feeds: Mapping[str, Any], observe: Observe | None = None) -> dict[str, Any]:
-        """Run once.
+        """Run once; everything has happened when it returns.
 
         Args:
-            feeds: input name to array.
+            feeds: input name to array. With torch or CuPy arrays on the GPU, or others with DLPack,
+                the outputs are arrays of the same library there.
             observe: called as `observe(layer, tensor, array)` for every stored tensor, in
                 execution order; the array is only valid during the call.
 
@@ -49,11 +64,62 @@ class ExecutionContext:
             UsageError: an input does not fit.
             RunnerError: a layer failed.
         """
-        arrays = check_feeds(self.engine, feeds)
-        inputs = arrays if self.engine.device == "cuda" else self._stored(arrays)
+        if self._replays is not None:
+            if observe is None and self.profiler is None:
+                found = self._replays.find(feeds)
+                if found is not None:
+                    return found[0].run(found[1])
+            return self._first(self._replays, feeds, observe)
+        inputs = self._stored(check_feeds(self.engine, feeds))
         with np.errstate(all="ignore"), single_threaded_blas():
             values = self._program.run(inputs, self._watch(observe))
         return self._outputs(values, inputs)
+
+    def enqueue(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Start an inference on the GPU and return at once.
+
+        The outputs lie on the device. What torch or CuPy puts on its current stream from now on
+        waits for them, and for the inputs to have been read; others call `synchronize` first.
+
+        Raises:
+            UsageError: an input does not fit, or the engine runs on the CPU, or not as a whole on
+                the GPU.
+        """
+        if self._replays is None:
+            raise UsageError(f"{self.engine.name} runs on the CPU, where nothing can be enqueued")
+        found = self._replays.find(feeds)
+        if found is None:
+            self._first(self._replays, feeds, None)
+            found = self._replays.find(feeds)
+        if found is None:
+            raise UsageError(
+                f"{self.engine.name} needs the host between its layers or for its inputs: use infer"
+            )
+        return found[0].enqueue(found[1])
+
+    def synchronize(self) -> None:
+        """Wait for what was enqueued; errors of its kernels are raised here."""
+        if self._replays is not None:
+            from polytool.backends.native.kernels import driver
+
+            driver.synchronize(self._replays.stream)
+
+    def _first(
+        self, replays: Replays, feeds: Mapping[str, Any], observe: Observe | None
+    ) -> dict[str, Any]:
+        """Inputs of a new kind, or more to do than a replay does: through the program."""
+        from polytool.backends.native.cuda.interop import on_device, to_library
+
+        given, library = on_device(feeds, replays.stream)
+        inputs = check_feeds(self.engine, given)
+        with np.errstate(all="ignore"), single_threaded_blas():
+            values = replays.run(inputs, self._watch(observe), on_device=library is not None)
+        outputs = self._outputs(values, inputs)
+        if library is not None:
+            outputs = to_library(outputs, library, replays.pool, replays.stream)
+        if observe is None and self.profiler is None:
+            replays.learn(feeds)
+        return outputs
 
     def _stored(self, arrays: Sequence[Any]) -> list[Any]:
         """The inputs as the CPU engine stores them."""
@@ -65,8 +131,9 @@ class ExecutionContext:
 
     def close(self) -> None:
         """Free what the context holds on a device."""
-        if self.engine.device == "cuda":
-            self._program.close()  # type: ignore[union-attr]  # a CudaProgram there
+        if self._replays is not None:
+            self._replays.close()
+            self._replays = None
 
     def _watch(self, observe: Observe | None) -> Any:
         if observe is None and self.profiler is None:
@@ -153,9 +220,9 @@ def _check_symbols(engine: Engine, tensors: Sequence[Tensor], arrays: Sequence[A
 def _check(engine: Engine, tensor: Tensor, value: Any) -> Any:
     if tensor.container != "tensor" and (value is None or isinstance(value, (list, dict))):
         return value
-    array = as_numpy(value)
+    array = value if getattr(value, "on_device", False) else as_numpy(value)
     if tensor.dtype is not None:
-        found = DType.of(array)
+        found = array.dtype if isinstance(array.dtype, DType) else DType.of(array)
         if found is not tensor.dtype:
             raise UsageError(
                 f"input {tensor.name!r} is {found.label}; {engine.name} expects {tensor.spec}"

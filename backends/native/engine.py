@@ -58,11 +58,11 @@ class Engine:
         """Milliseconds of every alternative that was timed on the GPU, by signature."""
         return {}
 
-    def create_execution_context(self) -> ExecutionContext:
-        """A context: what one thread needs to run the engine."""
+    def create_execution_context(self, *, cuda_graph: bool | None = None) -> ExecutionContext:
+        """A context: what one thread needs to run the engine; see `ExecutionContext`."""
         from polytool.backends.native.context import ExecutionContext
 
-        return ExecutionContext(self)
+        return ExecutionContext(self, cuda_graph)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all."""

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from polytool.backends.native.cuda.arrays import DeviceArray
 from polytool.backends.native.cuda.recorder import find_lowering
-from polytool.backends.native.cuda.stretch import DeviceArray, Stretch
+from polytool.backends.native.cuda.stretch import Memory, Stretch
 from polytool.backends.native.cuda.weights import Weights
 from polytool.backends.native.kernels import driver
 from polytool.backends.native.network import Layer, Network, Tensor
@@ -38,24 +39,56 @@ class CudaProgram:
         network: the plan, as on the CPU.
         weights: the constants on the device, shared by all contexts of an engine.
         timings: seconds of every alternative that was timed, by signature.
+        cuda_graph: whether launches are captured.
     """
 
-    def __init__(self, network: Network, weights: Weights, timings: dict[str, list[float]]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        weights: Weights,
+        timings: dict[str, list[float]],
+        cuda_graph: bool = True,
+    ) -> None:
         self.network, self._weights, self._timings = network, weights, timings
         self._device = weights.device
         self._device.activate()
+        self._cuda_graph = cuda_graph
         self._stream = driver.create_stream()
         self._items = _items(network.layers)
         self._stretches: dict[int, OrderedDict[Any, Stretch]] = {}
+        self._memories: dict[int, Memory] = {}
         self._hosts: dict[int, Program] = {}
         self.on_host: dict[str, str] = {}
 
-    def run(self, inputs: Sequence[Any], watch: Watch | None = None) -> list[Any]:
-        """Run once; inputs and outputs are NumPy arrays in their declared types.
+    @property
+    def stream(self) -> int:
+        """What everything runs on."""
+        return self._stream
+
+    @property
+    def stretches(self) -> list[Stretch]:
+        """Those that are ready to run, for all shapes."""
+        return [s for known in self._stretches.values() for s in known.values() if not s.closed]
+
+    def whole(self) -> Stretch | None:
+        """The stretch that ran last, where it is the whole network."""
+        if len(self._items) != 1 or not self._stretches.get(0):
+            return None
+        return next(reversed(self._stretches[0].values()))
+
+    def run(
+        self, inputs: Sequence[Any], watch: Watch | None = None, *, on_device: bool = False
+    ) -> list[Any]:
+        """Run once.
 
         Args:
-            inputs: one a network input.
+            inputs: one a network input: NumPy arrays in their declared types, or arrays on the
+                device.
             watch: called with every layer and its outputs, in order.
+            on_device: leave outputs where they are; they are valid until the next run.
+
+        Returns:
+            NumPy arrays in their declared types, and with `on_device` also DeviceArrays.
         """
         self._device.activate()
         values: Values = dict(zip(self.network.inputs, inputs, strict=True))
@@ -64,6 +97,8 @@ class CudaProgram:
                 self._host_layer(index, item, values, watch)
             else:
                 self._device_layers(index, item, values, watch)
+        if on_device:
+            return [values.get(t, t.constant and t.constant.array()) for t in self.network.outputs]
         return [self._to_host(values, t) for t in self.network.outputs]
 
     def _to_host(self, values: Values, tensor: Tensor) -> Any:
@@ -88,11 +123,14 @@ class CudaProgram:
         inputs = _inputs(layers)
         key = tuple(_key(values[t], t) for t in inputs)
         known = self._stretches.setdefault(index, OrderedDict())
-        if key not in known:
-            made = self._record(layers, inputs, values)
+        if key not in known or known[key].closed:
+            memory = self._memories.setdefault(index, Memory())
+            made = self._record(layers, inputs, values, memory)
             if made is None:  # a layer turned out to need the host
                 self._items[index : index + 1] = self._split(layers, inputs, values)
                 self._stretches = {i: s for i, s in self._stretches.items() if i < index}
+                for later in [i for i in self._memories if i >= index]:
+                    self._memories.pop(later).close()
                 self._hosts = {i: h for i, h in self._hosts.items() if i < index}
                 self._resume(index, values, watch)
                 return
@@ -110,12 +148,15 @@ class CudaProgram:
         else:
             self._device_layers(index, item, values, watch)
 
-    def _record(self, layers: list[Layer], inputs: list[Tensor], values: Values) -> Stretch | None:
+    def _record(
+        self, layers: list[Layer], inputs: list[Tensor], values: Values, memory: Memory
+    ) -> Stretch | None:
         wanted = self._wanted(layers)
         try:
             return Stretch(
-                layers, inputs, wanted, values, self._weights, self._stream, self._timings
-            )
+                layers, inputs, wanted, values, self._weights, self._stream, self._timings, memory,
+                self._cuda_graph,
+            )  # fmt: skip
         except UnsupportedError as err:
             self._failed = getattr(err, "layer", layers[0])
             self.on_host[self._failed.name] = str(err)
@@ -139,9 +180,8 @@ class CudaProgram:
 
     def close(self) -> None:
         """Free device memory and the stream."""
-        for known in self._stretches.values():
-            for stretch in known.values():
-                stretch.close()
+        for memory in self._memories.values():
+            memory.close()
         self._stretches.clear()
         if self._stream:
             driver.destroy_stream(self._stream)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from polytool.backends.native.cuda.arrays import DeviceArray
 from polytool.backends.native.cuda.buffers import Storage, View
 from polytool.backends.native.cuda.library import ask_libraries
 from polytool.backends.native.cuda.recorder import Recorder, Step, storages
@@ -22,29 +22,34 @@ from polytool.backends.native.network import Layer, Tensor
 from polytool.backends.native.program import Watch
 from polytool.backends.native.shapes import ShapePass
 from polytool.errors import UnsupportedError
-from polytool.tensors import DType
 
 
-@dataclass(frozen=True)
-class DeviceArray:
-    """A dense tensor on the device; valid until its stretch runs again."""
+class Memory:
+    """The arena of a straight line of layers, shared by its stretches for different shapes.
 
-    address: int
-    shape: tuple[int, ...]
-    dtype: DType
+    Only one of them runs at a time. A stretch that needs more closes the others.
+    """
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its elements."""
-        return int(np.prod(self.shape, dtype=np.int64)) * item_size(self.dtype)
+    def __init__(self) -> None:
+        self.address = self.size = 0
+        self._users: list[Stretch] = []
 
-    def numpy(self, stream: int) -> np.ndarray[Any, Any]:
-        """A copy on the host."""
-        value = np.empty(self.shape, self.dtype.numpy)
-        if value.nbytes:
-            driver.to_host(value.ctypes.data, self.address, value.nbytes, stream)
-            driver.synchronize(stream)
-        return value
+    def reserve(self, size: int, user: Stretch) -> int:
+        """The address of at least `size` bytes."""
+        if size > self.size:
+            self.close()
+            self.address, self.size = driver.allocate(size + 256), size
+        self._users = [u for u in self._users if not u.closed] + [user]
+        return self.address
+
+    def close(self) -> None:
+        """Close the stretches in it and free it."""
+        for user in self._users:
+            user.close()
+        self._users = []
+        if self.address:
+            driver.free(self.address)
+        self.address = self.size = 0
 
 
 class Stretch:
@@ -63,32 +68,41 @@ class Stretch:
         weights: Weights,
         stream: int,
         timings: dict[str, list[float]],
+        memory: Memory,
+        cuda_graph: bool = True,
     ) -> None:
-        self._stream, self._weights = stream, weights
-        self._arena = 0
+        self.stream, self.device, self._weights, self._memory = (
+            stream, weights.device, weights, memory,
+        )  # fmt: skip
+        self.closed = False
         self._graph: driver.Graph | None = None
         self._layers = list(layers)
         recorder = _record(layers, inputs, values)
         self._host = {t: v for t, v in recorder.shapes.values.items() if t not in values}
-        self._inputs = [(t, recorder.views[t]) for t in inputs if t in recorder.views]
         self._views = recorder.views
-        self._outputs = [
-            (t, recorder.dense(recorder.view(t))) for t in wanted if t not in self._host
-        ]
+        views_in = [(t, recorder.views[t]) for t in inputs if t in recorder.views]
+        views_out = [(t, recorder.dense(recorder.view(t))) for t in wanted if t not in self._host]
         self._steps = ask_libraries(recorder.steps)
-        self._place()
+        self._place([v for _, v in views_in], [v for _, v in views_out])
+        self.inputs = [(t, self._array(v)) for t, v in views_in]
+        self.outputs = [(t, self._array(v)) for t, v in views_out]
         self._fill(values)
         self._launches = self._choose(timings)
         self._fill(values)
-        self._capture()
+        self._warm_up()
+        if cuda_graph and self._launches:
+            self._capture()
 
-    def _place(self) -> None:
+    def _array(self, view: View) -> DeviceArray:
+        return DeviceArray(self._address(view), view.shape, view.dtype)
+
+    def _place(self, inputs: Sequence[View], outputs: Sequence[View]) -> None:
         """Offsets in one arena; inputs live from the start, outputs to the end."""
         lives = storages(self._steps)
         end = len(self._steps)
-        for _, view in self._inputs:
+        for view in inputs:
             lives[view.storage] = (-1, lives.get(view.storage, (0, 0))[1])
-        for _, view in self._outputs:
+        for view in outputs:
             lives[view.storage] = (lives.get(view.storage, (-1, 0))[0], end)
         placed = [s for s in lives if s.make is None]
         # A workspace is a storage of its own step.
@@ -101,11 +115,10 @@ class Stretch:
         spans += [Lifetime(s.size, i, i) for i, s in self._spaces.items()]
         arena = plan_arena(spans)
         self.arena_size = arena.size
-        self._arena = driver.allocate(arena.size + 256)
+        self.workspace = max((s.size for s in self._spaces.values()), default=0)
+        base = self._memory.reserve(arena.size, self)
         every = [*placed, *self._spaces.values()]
-        self._addresses = {
-            s: self._arena + offset for s, offset in zip(every, arena.offsets, strict=True)
-        }
+        self._addresses = {s: base + offset for s, offset in zip(every, arena.offsets, strict=True)}
 
     def _address(self, view: View) -> int:
         base = self._addresses.get(view.storage)
@@ -117,34 +130,52 @@ class Stretch:
         """The fastest candidate of each step; each is timed on what those before it computed."""
         new = [s for s in self._steps if s.signature not in timings]
         kernels = (k for step in new for plan in step.plans for k in plan.kernels())
-        compiler.compile_all(kernels, self._weights.device.arch, os.cpu_count() or 1)
+        compiler.compile_all(kernels, self.device.arch, os.cpu_count() or 1)
         chosen = []
         for index, step in enumerate(self._steps):
             addresses = [self._address(v) for v in step.views]
             if index in self._spaces:
                 addresses.append(self._addresses[self._spaces[index]])
-            best = fastest(step, addresses, self._weights.device, self._stream, timings)
-            launches = prepare_plan(step.plans[best], self._weights.device, addresses)
+            best = fastest(step, addresses, self.device, self.stream, timings)
+            launches = prepare_plan(step.plans[best], self.device, addresses)
             for launch in launches:
-                launch(self._stream)
+                launch(self.stream)
             chosen.append((step, launches))
         return chosen
 
-    def _capture(self) -> None:
-        """Run once, so that everything is loaded, then record the launches as one graph."""
+    def _warm_up(self) -> None:
+        """Run once, so that everything is loaded."""
         self._launch_all()
-        driver.synchronize(self._stream)
-        if not self._launches:
-            return
-        with driver.Graph.capture(self._stream) as graph:
+        driver.synchronize(self.stream)
+
+    def _capture(self) -> None:
+        """Record the launches as one graph."""
+        with driver.Graph.capture(self.stream) as graph:
             self._launch_all()
         self._graph = graph
-        self._replay = graph.launcher(self._stream)
+        self._executable = graph.executable
 
     def _launch_all(self) -> None:
         for _, launches in self._launches:
             for launch in launches:
-                launch(self._stream)
+                launch(self.stream)
+
+    @property
+    def launches(self) -> int:
+        """How many kernels it launches."""
+        return sum(len(launches) for _, launches in self._launches)
+
+    def replay(self, raw: driver.Raw) -> None:
+        """Run on the inputs that are there already, and wait."""
+        driver.raise_status(self.enqueue(raw) or raw.synchronize(self.stream), "an inference")
+
+    def enqueue(self, raw: driver.Raw) -> int:
+        """Put the work on the stream; inputs are read and outputs lie where `inputs` and
+        `outputs` say."""
+        if self._graph is not None:
+            return raw.launch(self._executable, self.stream)  # type: ignore[no-any-return]  # ctypes is untyped
+        self._launch_all()
+        return 0
 
     def run(self, values: dict[Tensor, Any], watch: Watch | None = None) -> None:
         """Read inputs from `values`, and put outputs there."""
@@ -152,24 +183,25 @@ class Stretch:
         if watch is not None:
             self._watched(values, watch)
         elif self._graph is not None:
-            driver.raise_status(self._replay(), "cuGraphLaunch")
+            self._graph.launch(self.stream)
+        else:
+            self._launch_all()
         values.update(self._host)
-        for tensor, view in self._outputs:
-            values[tensor] = DeviceArray(self._address(view), view.shape, view.dtype)
+        values.update(self.outputs)
 
     def _fill(self, values: dict[Tensor, Any]) -> None:
         """Bring the inputs to where they lie."""
-        for tensor, view in self._inputs:
-            self._upload(values[tensor], self._address(view))
+        for tensor, place in self.inputs:
+            self._upload(values[tensor], place.address)
 
     def _upload(self, value: Any, address: int) -> None:
         if isinstance(value, DeviceArray):
-            driver.copy(address, value.address, value.nbytes, self._stream)
+            driver.copy(address, value.address, value.nbytes, self.stream)
             return
         array = np.ascontiguousarray(value)
         if array.nbytes:
-            driver.to_device(address, array.ctypes.data, array.nbytes, self._stream)
-            driver.synchronize(self._stream)  # the array may be gone before an async copy
+            driver.to_device(address, array.ctypes.data, array.nbytes, self.stream)
+            driver.synchronize(self.stream)  # the array may be gone before an async copy
 
     def _watched(self, values: dict[Tensor, Any], watch: Watch) -> None:
         """Launch layer by layer, handing over copies of what each has just stored."""
@@ -178,12 +210,12 @@ class Stretch:
             while pending and pending[0][0].layer is layer:
                 _, launches = pending.pop(0)
                 for launch in launches:
-                    launch(self._stream)
-            driver.synchronize(self._stream)
+                    launch(self.stream)
+            driver.synchronize(self.stream)
             watch(layer, [self._look(t) for t in layer.outputs])
         for _, launches in pending:  # copies that only outputs need
             for launch in launches:
-                launch(self._stream)
+                launch(self.stream)
 
     def _look(self, tensor: Tensor) -> Any:
         if tensor in self._host:
@@ -192,22 +224,20 @@ class Stretch:
         whole = np.empty(view.storage.size, np.uint8)
         if whole.nbytes:
             base = self._address(view.whole)
-            driver.to_host(whole.ctypes.data, base, whole.nbytes, self._stream)
-            driver.synchronize(self._stream)
+            driver.to_host(whole.ctypes.data, base, whole.nbytes, self.stream)
+            driver.synchronize(self.stream)
         flat = whole.view(view.dtype.numpy)[view.offset :]
         item = item_size(view.dtype)
         steps = tuple(s * item for s in view.steps)
         return np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, view.shape, steps))
 
     def close(self) -> None:
-        """Free the arena and the graph."""
-        driver.synchronize(self._stream)
+        """Free the graph; idempotent. The stretch cannot run any more."""
         if self._graph is not None:
+            driver.synchronize(self.stream)
             self._graph.close()
             self._graph = None
-        if self._arena:
-            driver.free(self._arena)
-            self._arena = 0
+        self.closed = True
 
 
 def _record(

@@ -84,9 +84,14 @@ class Device:
         major, minor = self.capability
         return f"sm_{major}{minor}{'a' if major >= 9 else ''}"
 
+    @property
+    def context(self) -> int:
+        """Its primary context."""
+        return _primary(self.ordinal)
+
     def activate(self) -> None:
         """Make its primary context current in the calling thread."""
-        call("cuCtxSetCurrent", ctypes.c_void_p(_primary(self.ordinal)))
+        call("cuCtxSetCurrent", self.context)
 
 
 @cache
@@ -155,6 +160,26 @@ def copy(target: int, source: int, size: int, stream: int = 0) -> None:
     call("cuMemcpyDtoDAsync_v2", target, source, ctypes.c_size_t(size), stream)
 
 
+def memory() -> tuple[int, int]:
+    """Bytes of device memory that are free, and that there are."""
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+    return free.value, total.value
+
+
+def pin(size: int) -> int:
+    """Page-locked host memory, from which copies do not wait."""
+    address = ctypes.c_void_p()
+    call("cuMemHostAlloc", ctypes.byref(address), ctypes.c_size_t(max(size, 1)), ctypes.c_uint(0))
+    assert address.value is not None
+    return address.value
+
+
+def unpin(address: int) -> None:
+    """Give page-locked memory back."""
+    call("cuMemFreeHost", address)
+
+
 def create_stream() -> int:
     """A stream that does not wait for the default one."""
     stream = ctypes.c_void_p()
@@ -191,11 +216,43 @@ def record(event: int, stream: int) -> None:
     call("cuEventRecord", event, stream)
 
 
+def follow(stream: int, other: int) -> None:
+    """What is put on `stream` from now on waits for what is on `other` by now."""
+    event = create_event(timed=False)
+    record(event, other)
+    call("cuStreamWaitEvent", stream, event, ctypes.c_uint(0))
+    destroy_event(event)
+
+
 def elapsed(start: int, end: int) -> float:
     """Milliseconds between two events that have happened."""
     milliseconds = ctypes.c_float()
     call("cuEventElapsedTime", ctypes.byref(milliseconds), start, end)
     return milliseconds.value
+
+
+class Raw:
+    """What an inference calls, as fast as ctypes can: plain integers in, a status out.
+
+    Check statuses with `raise_status`.
+    """
+
+    def __init__(self) -> None:
+        lib, address, size = _cuda(), ctypes.c_void_p, ctypes.c_size_t
+
+        def function(name: str, *types: Any) -> Any:
+            found = lib[name]  # a function object of our own, whose types nobody else sets
+            found.argtypes = types
+            return found
+
+        self.activate = function("cuCtxSetCurrent", address)
+        self.copy = function("cuMemcpyDtoDAsync_v2", address, address, size, address)
+        self.to_device = function("cuMemcpyHtoDAsync_v2", address, address, size, address)
+        self.to_host = function("cuMemcpyDtoHAsync_v2", address, address, size, address)
+        self.launch = function("cuGraphLaunch", address, address)
+        self.record = function("cuEventRecord", address, address)
+        self.wait = function("cuStreamWaitEvent", address, address, ctypes.c_uint)
+        self.synchronize = function("cuStreamSynchronize", address)
 
 
 class Graph:
@@ -239,14 +296,11 @@ class Graph:
         finally:
             call("cuGraphDestroy", captured)
 
-    def launcher(self, stream: int) -> Any:
-        """A function without arguments that launches the graph and returns the status.
-
-        The shortest path from Python: check the status with `raise_status`.
-        """
-        function, executable = _cuda().cuGraphLaunch, self._executable
-        on = ctypes.c_void_p(stream)
-        return lambda: function(executable, on)
+    @property
+    def executable(self) -> int:
+        """What `Raw.launch` takes."""
+        assert self._executable.value is not None
+        return self._executable.value
 
     def launch(self, stream: int) -> None:
         """Run it once."""

@@ -1,0 +1,203 @@
+"""The shortest way from inputs to outputs: copies in, one graph launch, copies out.
+
+A `Replay` is one inference for inputs of known kinds, shapes and types, with everything decided.
+It serves networks that one stretch runs from end to end; all others go through the program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from polytool.backends.native.cuda.arrays import Pinned, Pool
+from polytool.backends.native.cuda.interop import OWN, Framework, framework_of
+from polytool.backends.native.cuda.stretch import Stretch
+from polytool.backends.native.kernels import driver
+from polytool.backends.native.network import Network
+
+if TYPE_CHECKING:
+    from polytool.backends.native.cuda.program import CudaProgram
+
+_KEPT = 32  # kinds and shapes of inputs
+
+
+def _numpy_key(value: np.ndarray[Any, Any]) -> object:
+    return value.shape, value.dtype
+
+
+class Replay:
+    """One inference that is ready to run.
+
+    Args:
+        stretch: what runs it.
+        network: gives the order of inputs and outputs.
+        values: inputs of the kind that it will be given.
+        pool: memory for outputs that no other library asks for.
+        raw: the driver.
+    """
+
+    def __init__(
+        self, stretch: Stretch, network: Network, values: Sequence[Any], pool: Pool, raw: driver.Raw
+    ) -> None:
+        self.stretch, self._pool, self._raw = stretch, pool, raw
+        self._context, self._stream = stretch.device.context, stretch.stream
+        self._event = driver.create_event(timed=False)
+        self._from_device: list[tuple[int, int, int, Callable[[Any], int]]] = []
+        self._from_host: list[tuple[int, int, Pinned]] = []
+        frameworks: dict[Framework, None] = {}
+        places = dict(stretch.inputs)
+        for index, (tensor, value) in enumerate(zip(network.inputs, values, strict=True)):
+            framework = framework_of(value)
+            if framework is not None:
+                frameworks[framework] = None
+            place = places.get(tensor)
+            if place is None or not place.nbytes:
+                continue  # nothing reads it
+            if framework is not None:
+                self._from_device.append((index, place.address, place.nbytes, framework.address))
+            else:
+                self._from_host.append((index, place.address, Pinned(place.shape, place.dtype)))
+        self._framework = next(iter(frameworks), None)
+        self._streams = [f.stream for f in frameworks if f.stream() is not None]
+        made = dict(stretch.outputs)
+        self._outputs = [
+            (name, made[t].address, made[t].nbytes, made[t].shape, made[t].dtype)
+            for name, t in zip(network.output_names, network.outputs, strict=True)
+        ]
+        self._staged: list[Pinned] | None = None
+
+    def run(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Run once; the outputs are of the library of the inputs, or NumPy arrays.
+
+        Args:
+            values: one a network input, of the kind that this replay was made for.
+        """
+        status = self._start(values)
+        if self._framework is None:
+            return self._to_host(status)
+        outputs, status = self._to_device(status, self._framework)
+        status = status or self._raw.synchronize(self._stream)
+        if status:
+            driver.raise_status(status, "an inference")
+        return outputs
+
+    def enqueue(self, values: Sequence[Any]) -> dict[str, Any]:
+        """The same without waiting; see `ExecutionContext.enqueue`."""
+        raw, stream, event = self._raw, self._stream, self._event
+        status = raw.synchronize(stream) if self._from_host else 0  # pinned memory may be in use
+        outputs, status = self._to_device(status or self._start(values), self._framework or OWN)
+        for current in self._streams:
+            status = status or raw.record(event, stream) or raw.wait(current(), event, 0)
+        if status:
+            driver.raise_status(status, "an inference")
+        return outputs
+
+    def _start(self, values: Sequence[Any]) -> int:
+        """Bring the inputs in and launch."""
+        raw, stream, event = self._raw, self._stream, self._event
+        status: int = raw.activate(self._context)
+        for current in self._streams:
+            status = status or raw.record(event, current()) or raw.wait(stream, event, 0)
+        for index, target, size, address in self._from_device:
+            status = status or raw.copy(target, address(values[index]), size, stream)
+        for index, target, pinned in self._from_host:
+            np.copyto(pinned.array, values[index])
+            status = status or raw.to_device(target, pinned.address, pinned.size, stream)
+        return status or self.stretch.enqueue(raw)
+
+    def _to_device(self, status: int, framework: Framework) -> tuple[dict[str, Any], int]:
+        raw, pool, stream, empty = self._raw, self._pool, self._stream, framework.empty
+        outputs = {}
+        for name, source, size, shape, dtype in self._outputs:
+            outputs[name], target = empty(shape, dtype, pool)
+            if size:
+                status = status or raw.copy(target, source, size, stream)
+        return outputs, status
+
+    def _to_host(self, status: int) -> dict[str, Any]:
+        raw, stream = self._raw, self._stream
+        if self._staged is None:
+            self._staged = [Pinned(shape, dtype) for *_, shape, dtype in self._outputs]
+        for (_, source, size, _, _), pinned in zip(self._outputs, self._staged, strict=True):
+            if size:
+                status = status or raw.to_host(pinned.address, source, size, stream)
+        status = status or raw.synchronize(stream)
+        if status:
+            driver.raise_status(status, "an inference")
+        return {
+            row[0]: pinned.array.copy()
+            for row, pinned in zip(self._outputs, self._staged, strict=True)
+        }
+
+    def close(self) -> None:
+        """Free what it holds, not the stretch."""
+        for pinned in (*(p for *_, p in self._from_host), *(self._staged or ())):
+            pinned.close()
+        driver.destroy_event(self._event)
+
+
+class Replays:
+    """The replays of a context, found by the kinds, shapes and types of inputs."""
+
+    def __init__(self, program: CudaProgram) -> None:
+        self._program, self._network = program, program.network
+        self._names = [t.name for t in self._network.inputs]
+        self._keys: dict[type, Callable[[Any], object]] = {np.ndarray: _numpy_key}
+        self._known: dict[tuple[object, ...], Replay] = {}
+        self._raw = driver.Raw()
+        self.pool = Pool()
+        self.stream = program.stream
+        self.run = program.run
+
+    def find(self, feeds: Mapping[str, Any]) -> tuple[Replay, list[Any]] | None:
+        """What runs such inputs, and the inputs in order; None for what was not seen before."""
+        if not self._known or len(feeds) != len(self._names):
+            return None
+        key, values = self._key(feeds)
+        replay = self._known.get(key)
+        if replay is None or replay.stretch.closed:
+            return None
+        return replay, values
+
+    def _key(self, feeds: Mapping[str, Any]) -> tuple[tuple[object, ...], list[Any]]:
+        key: list[object] = []
+        values: list[Any] = []
+        for name in self._names:
+            value = feeds.get(name)
+            function = self._keys.get(type(value))
+            part = None if function is None else function(value)
+            if part is None:
+                return (), values
+            key.append(part)
+            values.append(value)
+        return tuple(key), values
+
+    def learn(self, feeds: Mapping[str, Any]) -> None:
+        """Prepare for more inputs like those that the program has just run."""
+        stretch, wanted = self._program.whole(), set(self._network.outputs)
+        if stretch is None or not wanted <= dict(stretch.outputs).keys():
+            return
+        for value in feeds.values():
+            framework = framework_of(value)
+            if framework is not None:
+                self._keys[type(value)] = framework.key
+        key, values = self._key(feeds)
+        if not key:
+            return
+        while len(self._known) >= _KEPT:
+            self._known.pop(next(iter(self._known))).close()
+        old = self._known.pop(key, None)
+        if old is not None:
+            old.close()
+        self._known[key] = Replay(stretch, self._network, values, self.pool, self._raw)
+
+    def close(self) -> None:
+        """Free everything, the program included."""
+        driver.synchronize(self.stream)
+        for replay in self._known.values():
+            replay.close()
+        self._known.clear()
+        self.pool.close()
+        self._program.close()

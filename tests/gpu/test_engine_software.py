@@ -1,0 +1,193 @@
+"""The engine's GPU program on a GPU in software: what it computes, copies, launches, allocates."""
+
+import gc
+import threading
+
+import numpy as np
+import onnx.parser
+import pytest
+
+from polytool import NativeRunner
+from polytool.backends.native.cuda.arrays import DeviceArray
+from polytool.errors import UsageError
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((5, 24)).astype(np.float32)
+PLAIN = "h = Abs(x) s = Softmax(h) y = Transpose<perm=[1,0]>(s)"
+
+
+def small(text: str = PLAIN) -> onnx.ModelProto:
+    head = '<ir_version: 9, opset_import: ["" : 20]>'
+    return onnx.parser.parse_model(f"{head} g (float[N,24] x) => (float[24,N] y) {{ {text} }}")
+
+
+def on_cpu(x: np.ndarray) -> np.ndarray:
+    return NativeRunner(small(), device="cpu").infer({"x": x})["y"]
+
+
+class Foreign:
+    """An array of a library that nobody knows, on the device: it speaks DLPack and nothing else."""
+
+    def __init__(self, array: DeviceArray) -> None:
+        self.array = array
+        self.streams: list[int | None] = []
+
+    def __dlpack__(self, *, stream=None):
+        self.streams.append(stream)
+        return self.array.__dlpack__(stream=stream)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+def uploaded(value: np.ndarray) -> DeviceArray:
+    """`value` on the device, in memory of its own."""
+    same = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 20]> g (float[N,M] x) => (float[N,M] y) { y = Abs(x) }'
+    )
+    assert (value >= 0).all()
+    context = NativeRunner(same, device="cuda").engine.create_execution_context()
+    return context.enqueue({"x": value})["y"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_it_computes_what_the_cpu_computes(software_gpu, precision, cuda_graph):
+    runner = NativeRunner(small(), device="cuda", precision=precision)
+    context = runner.engine.create_execution_context(cuda_graph=cuda_graph)
+    cpu = NativeRunner(small(), device="cpu", precision=precision)
+    before = software_gpu.count("graph")
+    for shift in range(3):
+        feeds = {"x": X + shift}
+        gpu = context.infer(feeds)["y"]
+        tolerance = 1e-3 if precision == "fp16" else 1e-6
+        np.testing.assert_allclose(gpu, cpu.infer(feeds)["y"], rtol=tolerance)
+    assert (software_gpu.count("graph") > before) == cuda_graph
+
+
+def test_known_inputs_cost_two_copies_and_one_launch_and_no_memory(software_gpu):
+    context = NativeRunner(small(), device="cuda").engine.create_execution_context()
+    context.infer({"x": X})
+    context.infer({"x": X})
+    names = ("copy", "graph", "launch", "allocate", "pin", "instantiate", "synchronize", "load")
+    before = [software_gpu.count(n) for n in names]
+    for _ in range(4):
+        context.infer({"x": X})
+    assert [software_gpu.count(n) - b for n, b in zip(names, before, strict=True)] == [
+        8, 4, 0, 0, 0, 0, 4, 0
+    ]  # fmt: skip
+
+
+def test_device_arrays_stay_on_the_device(software_gpu):
+    x = uploaded(np.abs(X))
+    context = NativeRunner(small(), device="cuda").engine.create_execution_context()
+    for _ in range(3):  # the first time through the program, then by the replay
+        copies = [software_gpu.count(n) for n in ("to_host", "to_device")]
+        y = context.infer({"x": x})["y"]
+        assert isinstance(y, DeviceArray) and y.shape == (24, 5)
+        assert [software_gpu.count(n) for n in ("to_host", "to_device")] == copies
+        np.testing.assert_allclose(y.numpy(), on_cpu(np.abs(X)), rtol=1e-6)
+
+
+def test_outputs_on_the_device_belong_to_the_caller(software_gpu):
+    context = NativeRunner(small(), device="cuda").engine.create_execution_context()
+    first, second = uploaded(np.abs(X)), uploaded(np.abs(X) + np.arange(24, dtype=np.float32))
+    kept = [context.infer({"x": x})["y"] for x in (first, second, first)]
+    assert len({y.address for y in kept}) == 3
+    assert np.array_equal(kept[0].numpy(), kept[2].numpy())
+    assert not np.array_equal(kept[0].numpy(), kept[1].numpy())
+    address = kept.pop().address
+    gc.collect()
+    assert context.infer({"x": first})["y"].address == address  # memory of the dead is used again
+
+
+def test_anything_with_dlpack_goes_in(software_gpu):
+    context = NativeRunner(small(), device="cuda").engine.create_execution_context()
+    x = Foreign(uploaded(np.abs(X)))
+    for _ in range(2):
+        y = context.infer({"x": x})["y"]
+        np.testing.assert_allclose(y.numpy(), on_cpu(np.abs(X)), rtol=1e-6)
+    assert x.streams and all(s == context._replays.stream for s in x.streams)
+
+
+def test_a_capsule_gives_back_its_array_when_it_is_consumed_or_dropped(software_gpu):
+    from polytool.backends.native.cuda import dlpack
+
+    array = uploaded(np.abs(X))
+    for _ in range(3):
+        found = dlpack.import_(array, 0)
+        assert found is not None and (found.address, found.shape) == (array.address, (5, 24))
+    del found
+    gc.collect()
+    assert not dlpack._exported
+
+
+def test_enqueued_work_is_there_after_synchronize(software_gpu):
+    context = NativeRunner(small(), device="cuda").engine.create_execution_context()
+    outputs = [context.enqueue({"x": x})["y"] for x in (X, X + 1)]
+    context.synchronize()
+    for y, x in zip(outputs, (X, X + 1), strict=True):
+        np.testing.assert_allclose(y.numpy(), on_cpu(x), rtol=1e-6)
+
+
+def test_nothing_is_enqueued_on_the_cpu():
+    context = NativeRunner(small(), device="cpu").engine.create_execution_context()
+    with pytest.raises(UsageError, match="runs on the CPU"):
+        context.enqueue({"x": X})
+
+
+def test_the_arena_is_that_of_the_largest_shape_and_small_shapes_share_it(software_gpu):
+    context = NativeRunner(small(), device="cuda").engine.create_execution_context()
+    shapes = [3, 50, 3, 20, 50]
+    for rows in shapes:
+        x = RNG.standard_normal((rows, 24)).astype(np.float32)
+        np.testing.assert_allclose(context.infer({"x": x})["y"], on_cpu(x), rtol=1e-6)
+    before = software_gpu.in_use
+    for rows in shapes[1:]:
+        x = RNG.standard_normal((rows, 24)).astype(np.float32)
+        np.testing.assert_allclose(context.infer({"x": x})["y"], on_cpu(x), rtol=1e-6)
+    assert software_gpu.in_use == before
+
+
+def test_closing_a_context_frees_its_memory(software_gpu):
+    engine = NativeRunner(small(), device="cuda").engine
+    engine.create_execution_context().infer({"x": X})  # uploads what all contexts share
+    before = software_gpu.in_use
+    context = engine.create_execution_context()
+    context.infer({"x": X})
+    assert software_gpu.in_use > before
+    context.close()
+    assert software_gpu.in_use == before
+
+
+def test_contexts_run_in_threads(software_gpu):
+    engine = NativeRunner(small(), device="cuda").engine
+    expected, wrong = on_cpu(X), []
+
+    def work() -> None:
+        context = engine.create_execution_context()
+        results = [context.infer({"x": X})["y"] for _ in range(20)]
+        wrong.extend(y for y in results if not np.allclose(y, expected, rtol=1e-6))
+        context.close()
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({"x": X.astype(np.float64)}, "float64"),
+        ({"x": X[:, :3]}, "dimension 1 must be 24"),
+        ({"z": X}, "unknown input"),
+    ],
+)
+def test_wrong_inputs_are_refused_after_right_ones(software_gpu, feeds, message):
+    context = NativeRunner(small(), device="cuda").engine.create_execution_context()
+    context.infer({"x": X})
+    with pytest.raises(UsageError, match=message):
+        context.infer(feeds)
