@@ -8,6 +8,7 @@ import onnx.parser
 import pytest
 
 from polytool import NativeRunner
+from polytool.backends.native.cuda import epilogues
 from polytool.backends.native.cuda.arrays import DeviceArray
 from polytool.errors import UsageError
 
@@ -191,3 +192,37 @@ def test_wrong_inputs_are_refused_after_right_ones(software_gpu, feeds, message)
     context.infer({"x": X})
     with pytest.raises(UsageError, match=message):
         context.infer(feeds)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "pads", "channels", "size"),
+    [
+        ((7, 7), (2, 2), (3, 3, 3, 3), 3, (18, 20)),  # pairs of pixels
+        ((3, 3), (2, 2), (0, 0, 1, 1), 3, (15, 17)),
+        ((3, 4), (1, 2), (1, 0, 0, 2), 4, (9, 11)),
+        ((8, 8), (8, 8), (0, 0, 0, 0), 3, (17, 26)),  # patches
+        ((3, 3), (1, 1), (1, 1, 1, 1), 3, (6, 7)),  # padded channels
+    ],
+    ids=str,
+)
+def test_convolutions_of_few_channels(
+    software_gpu, monkeypatch, kernel, stride, pads, channels, size
+):
+    every = epilogues.candidates
+    monkeypatch.setattr(epilogues, "candidates", lambda *a, **k: every(*a, **k)[-1:])
+    text = f"""<ir_version: 9, opset_import: ["" : 20]>
+        g (float[2,{channels},{size[0]},{size[1]}] x) => (float[a,b,c,d] y) {{
+            h = Conv<kernel_shape = {list(kernel)}, strides = {list(stride)}, pads = {list(pads)}>
+                (x, w, v)
+            y = Relu(h)
+        }}"""
+    model = onnx.parser.parse_model(text)
+    weights = RNG.standard_normal((16, channels, *kernel)).astype(np.float32) / 8
+    bias = RNG.standard_normal(16).astype(np.float32)
+    model.graph.initializer.extend(
+        [onnx.numpy_helper.from_array(weights, "w"), onnx.numpy_helper.from_array(bias, "v")]
+    )
+    feeds = {"x": RNG.standard_normal((2, channels, *size)).astype(np.float32)}
+    exact = NativeRunner(model, device="cpu").infer(feeds)["y"]
+    gpu = NativeRunner(model, device="cuda", precision="fp16").infer(feeds)["y"]
+    assert np.linalg.norm(gpu - exact) < 1e-3 * np.linalg.norm(exact)

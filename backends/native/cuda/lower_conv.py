@@ -16,13 +16,9 @@ from polytool.backends.native.cuda.epilogues import (
 )
 from polytool.backends.native.cuda.lower_rows import NHWC, explicit_pads
 from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.cuda.stem import few_channels, implicit_problem, nhwc_constant
 from polytool.backends.native.kernels.direct import Direct, Geometry
-from polytool.backends.native.kernels.gemm import (
-    Convolution,
-    Epilogue,
-    Problem,
-)
-from polytool.backends.native.kernels.transpose import PackImage
+from polytool.backends.native.kernels.gemm import Epilogue
 from polytool.backends.native.network import Layer, Node
 from polytool.errors import UnsupportedError
 
@@ -88,41 +84,14 @@ def _implicit(
 ) -> None:  # fmt: skip
     x, w = layer.nodes[0].inputs[:2]
     assert x is not None and w is not None and x.dtype is not None
-    channels, view = g.channels, rec.view(x)
-    if channels % _PACKED and g.groups == 1:
-        channels = -(-channels // _PACKED) * _PACKED
-        source = View.new(x.dtype, (g.batch, channels, *g.sizes), NHWC)
-        plan = PackImage(x.dtype, channels).plan((g.batch, g.channels, *g.sizes))  # type: ignore[arg-type]  # two sizes
-        rec.launch([plan], [rec.dense(view), source])
+    if g.channels % _PACKED and g.groups == 1:
+        source, packed, problem = few_channels(rec, x, w, g, pads)
     else:
-        source = rec.dense(view, NHWC)
-    inner = channels // g.groups
-    shape = (g.out, *g.kernel, inner)
-    packed = packed_constant(rec, w, shape, f"nhwc{inner}", lambda a: _nhwc_weights(a, inner))
-    (height, width), (kernel_h, kernel_w) = g.sizes, g.kernel
-    (stride_h, stride_w), (dilation_h, dilation_w) = g.strides, g.dilations
-    top, left, bottom, right = pads
-    image = Convolution(
-        g.batch,
-        height,
-        width,
-        channels,
-        g.out,
-        (kernel_h, kernel_w),
-        (stride_h, stride_w),
-        (top, left, bottom, right),
-        (dilation_h, dilation_w),
-        g.groups,
-    )
+        source = rec.dense(rec.view(x), NHWC)
+        packed = nhwc_constant(rec, w, g.out, g.kernel, g.channels // g.groups)
+        problem = implicit_problem(g, pads, g.channels)
     result = rec.output(layer.outputs[0], NHWC)
-    problem: Problem = image.as_matrix() or image
     multiply(rec, x.dtype, epilogue, problem, [source, packed, *views, result])
-
-
-def _nhwc_weights(value: Array, inner: int) -> Array:
-    """[out, in, kh, kw] to [out, kh, kw, inner], zeros in the channels that are added."""
-    moved = value.transpose(0, 2, 3, 1)
-    return np.pad(moved, [(0, 0)] * 3 + [(0, inner - moved.shape[3])])
 
 
 def _taps(value: Array) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 
 from polytool.backends.native.cuda.arrays import DeviceArray
 from polytool.backends.native.cuda.recorder import find_lowering
-from polytool.backends.native.cuda.stretch import Memory, Stretch
+from polytool.backends.native.cuda.stretch import Arena, Stretch
 from polytool.backends.native.cuda.weights import Weights
 from polytool.backends.native.kernels import driver
 from polytool.backends.native.network import Layer, Network, Tensor
@@ -56,7 +56,7 @@ class CudaProgram:
         self._stream = driver.create_stream()
         self._items = _items(network.layers)
         self._stretches: dict[int, OrderedDict[Any, Stretch]] = {}
-        self._memories: dict[int, Memory] = {}
+        self._memories: dict[int, Arena] = {}
         self._hosts: dict[int, Program] = {}
         self.on_host: dict[str, str] = {}
 
@@ -124,7 +124,7 @@ class CudaProgram:
         key = tuple(_key(values[t], t) for t in inputs)
         known = self._stretches.setdefault(index, OrderedDict())
         if key not in known or known[key].closed:
-            memory = self._memories.setdefault(index, Memory())
+            memory = self._memories.setdefault(index, Arena())
             made = self._record(layers, inputs, values, memory)
             if made is None:  # a layer turned out to need the host
                 self._items[index : index + 1] = self._split(layers, inputs, values)
@@ -149,7 +149,7 @@ class CudaProgram:
             self._device_layers(index, item, values, watch)
 
     def _record(
-        self, layers: list[Layer], inputs: list[Tensor], values: Values, memory: Memory
+        self, layers: list[Layer], inputs: list[Tensor], values: Values, memory: Arena
     ) -> Stretch | None:
         wanted = self._wanted(layers)
         try:

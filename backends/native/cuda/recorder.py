@@ -33,6 +33,8 @@ from polytool.tensors import DType
 
 Lowering = Callable[["Recorder", Layer], None]
 _lowerings: dict[str, Lowering] = {}
+_PRODUCTS = frozenset({"Conv", "Gemm", "MatMul", "FusedMatMul"})
+_WORTH, _TOO_MUCH = 64 << 10, 16 << 20  # bytes that are fetched ahead
 
 
 def lowering(*ops: str) -> Callable[[Lowering], Lowering]:
@@ -83,6 +85,14 @@ class Step:
     writes: int = 1
     signature: str | None = None
     libraries: tuple[LibraryRequest, ...] = ()
+
+    @property
+    def weights(self) -> int | None:
+        """Which view is the constant operand of a product, where it is worth fetching ahead."""
+        if self.layer.nodes[0].op not in _PRODUCTS or len(self.views) < 3:
+            return None
+        storage = self.views[1].storage
+        return 1 if storage.make is not None and _WORTH <= storage.size <= _TOO_MUCH else None
 
 
 @dataclass
@@ -228,15 +238,17 @@ class Recorder:
         return self._copies[key]
 
     def _copy(self, view: View, target: View, order: tuple[int, ...]) -> None:
-        """By tiles where the source is a transposed dense tensor, else element by element."""
+        """By tiles where the source is a transposed dense tensor, else in its own order."""
         moved = view.permuted(order)
         source = moved.order
-        if view.is_packed and not view.offset:
+        along = moved.steps[-1] == 1 and moved.shape[-1] % 8 == 0  # rows stay rows
+        if view.is_packed and not view.offset and not along:
             stored = tuple(moved.shape[d] for d in source)
             back = tuple(source.index(d) for d in range(len(source)))
             plan = Transpose(view.dtype).plan(stored, back)
         else:
-            plan = copy(view.dtype).plan(moved.shape, [moved.operand])
+            kernel, operands = copy(view.dtype), [moved.operand]
+            plan = kernel.plan(moved.shape, operands, pattern=kernel.pattern(moved.shape, operands))
         self.launch([plan], [view.whole, target])
 
     def attribute(self, tensor: Tensor | None) -> Any:

@@ -15,16 +15,18 @@ from polytool.backends.native.cuda.recorder import Recorder, Step, storages
 from polytool.backends.native.cuda.timing import fastest
 from polytool.backends.native.cuda.weights import Weights
 from polytool.backends.native.kernels import compiler, driver
-from polytool.backends.native.kernels.launch import Launchable, prepare_plan
-from polytool.backends.native.kernels.source import item_size
+from polytool.backends.native.kernels.launch import Launchable, Memory, prepare_plan
+from polytool.backends.native.kernels.source import Candidate, item_size
 from polytool.backends.native.memory import Lifetime, plan_arena
 from polytool.backends.native.network import Layer, Tensor
 from polytool.backends.native.program import Watch
 from polytool.backends.native.shapes import ShapePass
 from polytool.errors import UnsupportedError
 
+_AHEAD = 3  # launches before a product in which its weights may be fetched
 
-class Memory:
+
+class Arena:
     """The arena of a straight line of layers, shared by its stretches for different shapes.
 
     Only one of them runs at a time. A stretch that needs more closes the others.
@@ -68,7 +70,7 @@ class Stretch:
         weights: Weights,
         stream: int,
         timings: dict[str, list[float]],
-        memory: Memory,
+        memory: Arena,
         cuda_graph: bool = True,
     ) -> None:
         self.stream, self.device, self._weights, self._memory = (
@@ -131,17 +133,20 @@ class Stretch:
         new = [s for s in self._steps if s.signature not in timings]
         kernels = (k for step in new for plan in step.plans for k in plan.kernels())
         compiler.compile_all(kernels, self.device.arch, os.cpu_count() or 1)
-        chosen = []
+        chosen: list[tuple[Step, Candidate, list[int]]] = []
         for index, step in enumerate(self._steps):
             addresses = [self._address(v) for v in step.views]
             if index in self._spaces:
                 addresses.append(self._addresses[self._spaces[index]])
             best = fastest(step, addresses, self.device, self.stream, timings)
-            launches = prepare_plan(step.plans[best], self.device, addresses)
-            for launch in launches:
+            for launch in prepare_plan(step.plans[best], self.device, addresses):
                 launch(self.stream)
-            chosen.append((step, launches))
-        return chosen
+            chosen.append((step, step.plans[best], addresses))
+        ahead = _fetched_ahead(chosen)
+        return [
+            (step, prepare_plan(plan, self.device, held, ahead=ahead.get(i, (0, 0))))
+            for i, (step, plan, held) in enumerate(chosen)
+        ]
 
     def _warm_up(self) -> None:
         """Run once, so that everything is loaded."""
@@ -238,6 +243,23 @@ class Stretch:
             self._graph.close()
             self._graph = None
         self.closed = True
+
+
+def _fetched_ahead(chosen: Sequence[tuple[Step, Candidate, list[int]]]) -> dict[int, Memory]:
+    """Which launch brings the weights of a later product into the second-level cache.
+
+    With few rows a product waits for its weights, while those before it leave the memory idle.
+    """
+    found: dict[int, Memory] = {}
+    for index, (step, _, addresses) in enumerate(chosen):
+        if step.weights is None:
+            continue
+        before = range(index - 1, max(-1, index - 1 - _AHEAD), -1)
+        able = (i for i in before if chosen[i][1].fetches_ahead and i not in found)
+        if (where := next(able, None)) is not None:
+            size = step.views[step.weights].storage.size
+            found[where] = (addresses[step.weights], size // 16 * 16)
+    return found
 
 
 def _record(

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from polytool.backends.native.kernels.source import (
     C_TYPES,
+    Ahead,
     Buffer,
     Call,
     Kernel,
@@ -150,7 +151,7 @@ class Attention:
             (ctypes.c_longlong * 4)(*layout.mask),
         )
         masked = self.mask is not None
-        args = (Buffer(0), Buffer(1), Buffer(2), Buffer(4 if masked else 3), shape)
+        args = (Buffer(0), Buffer(1), Buffer(2), Buffer(4 if masked else 3), shape, Ahead())
         rows = self.form[0] * 16
         grid = (-(-layout.queries // rows), layout.heads, layout.batch)
         block = (self.kernel.threads, 1, 1)

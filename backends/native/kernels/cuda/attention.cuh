@@ -27,13 +27,14 @@ DEVICE void load_tile(T* tile, const T* from, i64 row_stride, int rows, int vali
     }
 }
 
-GLOBAL(KERNEL, THREADS)(const T* q, const T* k, const T* v, T* o, attention_shape g
+GLOBAL(KERNEL, THREADS)(const T* q, const T* k, const T* v, T* o, attention_shape g, memory_ahead ahead
 #if MASK
     , const T_MASK* mask
 #endif
 ) {
     DYNAMIC_SHARED(shared);
     release_successor();
+    fetch_ahead(ahead);
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
     const int row_warp = warp / KEY_WARPS, key_warp = warp % KEY_WARPS;
     const int rows = ROW_WARPS * 16, first = blockIdx.x * rows, head = blockIdx.y, batch = blockIdx.z;

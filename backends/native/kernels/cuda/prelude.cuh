@@ -65,7 +65,7 @@ DEVICE u32 pack_bfloat(float low, float high) { u32 r; asm("cvt.rn.bf16x2.f32 %0
 DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }
 // `bytes` and the address are multiples of 16
 DEVICE void prefetch_l2(const void* p, u32 bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(p), "r"(bytes) : "memory");
+    asm volatile(HOPPER("cp.async.bulk.prefetch.L2.global [%0], %1;") :: "l"(p), "r"(bytes) : "memory");
 }
 // shared memory written by ordinary copies becomes visible to the matrix units
 DEVICE void fence_matrix_units() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -182,4 +182,15 @@ DEVICE float warp_max(float v) {
 #pragma unroll
     for (int d = 16; d; d >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, d));
     return v;
+}
+
+// constants of a later launch; every block fetches its share into the second-level cache
+struct memory_ahead { const unsigned char* at; u32 bytes; };
+DEVICE void fetch_ahead(const memory_ahead& a) {
+    if (threadIdx.x || !a.bytes) return;
+    const u32 blocks = gridDim.x * gridDim.y * gridDim.z;
+    const u32 block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+    const u32 share = ((a.bytes + blocks - 1) / blocks + 127) & ~127u;
+    const u64 from = (u64)block * share;
+    if (from < a.bytes) prefetch_l2(a.at + from, min(share, (u32)(a.bytes - from)) & ~15u);
 }
