@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from polytool.checks import CommandCheck, repeat
 
 if TYPE_CHECKING:
-    from polytool.backends.native.engine import Engine
     from polytool.model import Source
 
 
@@ -61,27 +60,16 @@ def repeat_build(
     """
     from polytool.backends.native.builder import engine_from_onnx
     from polytool.backends.native.config import BuilderConfig
+    from polytool.backends.native.tactic_replay import TacticReplay, differing
 
-    tactics: list[frozenset[tuple[str, str]]] = []
+    tactics: list[TacticReplay] = []
 
     def build() -> None:
         engine = engine_from_onnx(model, BuilderConfig.of(**options))
         engine.save(engine_path)
-        tactics.append(tactics_of(engine))
+        tactics.append(engine.tactics())
 
     runs = repeat(check, until, artifacts, folder, prepare=build)
-    bad = [t for t, ok in zip(tactics, runs, strict=True) if not ok]
     good = [t for t, ok in zip(tactics, runs, strict=True) if ok]
-    shared = frozenset.intersection(*bad).difference(*good) if bad and good else frozenset()
-    return Builds(tuple(runs), tuple(sorted(shared)))
-
-
-def tactics_of(engine: Engine) -> frozenset[tuple[str, str]]:
-    """Each layer with the tactic that runs it."""
-    from polytool.backends.native.tactics import choose
-
-    return frozenset(
-        (layer.name, layer.tactic or choose(layer, engine.mode).name)
-        for layer in engine.network.layers
-        if not any(node.bodies for node in layer.nodes)
-    )
+    bad = [t for t, ok in zip(tactics, runs, strict=True) if not ok]
+    return Builds(tuple(runs), differing(good, bad))

@@ -46,7 +46,7 @@ class ExecutionContext:
             from polytool.backends.native.cuda.replay import Replays
 
             captured = engine.config.cuda_graph if cuda_graph is None else cuda_graph
-            self._program = CudaProgram(engine.network, engine.weights, engine.timings, captured)
+            self._program = CudaProgram(engine.network, engine.weights, engine.tuning, captured)
             self._replays = Replays(self._program)
         else:
             self._program = engine.program
@@ -112,6 +112,7 @@ class ExecutionContext:
 
         given, library = on_device(feeds, replays.stream)
         inputs = check_feeds(self.engine, given)
+        replays.declared(self._declared(inputs))
         with np.errstate(all="ignore"), single_threaded_blas():
             values = replays.run(inputs, self._watch(observe), on_device=library is not None)
         outputs = self._outputs(values, inputs)
@@ -120,6 +121,11 @@ class ExecutionContext:
         if observe is None and self.profiler is None:
             replays.learn(feeds)
         return outputs
+
+    def _declared(self, inputs: Sequence[Any]) -> bool:
+        named = zip(self.engine.network.inputs, inputs, strict=True)
+        shapes = {t.name: tuple(x.shape) for t, x in named if hasattr(x, "shape")}
+        return self.engine.config.is_declared(shapes)
 
     def _stored(self, arrays: Sequence[Any]) -> list[Any]:
         """The inputs as the CPU engine stores them."""

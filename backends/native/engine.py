@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.network import Network
 from polytool.backends.native.program import LazyProgram, Program
+from polytool.backends.native.tactic_replay import TacticReplay
+from polytool.backends.native.tactics import tactic_choices
 from polytool.backends.native.tactics.base import Mode
 
 if TYPE_CHECKING:
     from polytool.backends.native.context import ExecutionContext
+    from polytool.backends.native.cuda.tuning import Tuning
     from polytool.backends.native.cuda.weights import Weights
 
 
@@ -27,6 +30,7 @@ class Engine:
         config: what it was built with.
         device: `cpu` or `cuda`, decided when it was built or loaded.
         notes: what the user should hear, such as an option that did nothing.
+        spare: a context that the build has made ready, for whoever comes first.
     """
 
     name: str
@@ -34,6 +38,7 @@ class Engine:
     config: BuilderConfig
     device: str = "cpu"
     notes: tuple[str, ...] = ()
+    spare: list[ExecutionContext] = field(default_factory=list, repr=False)
 
     @property
     def mode(self) -> Mode:
@@ -54,14 +59,28 @@ class Engine:
         return Weights(driver.device())
 
     @cached_property
-    def timings(self) -> dict[str, list[float]]:
-        """Milliseconds of every alternative that was timed on the GPU, by signature."""
-        return {}
+    def tuning(self) -> Tuning:
+        """Which candidates run on the GPU; decided once, used by every context."""
+        from polytool.backends.native.cuda.tuning import Tuning
+
+        return Tuning(self.config, self.weights.device)
+
+    def tactics(self) -> TacticReplay:
+        """What was decided so far: on a GPU, for the shapes that have been seen or built for."""
+        if self.device == "cuda":
+            choices = tuple(self.tuning.chosen.values())
+            return TacticReplay(choices, self.weights.device.name, self.name)
+        return TacticReplay(tactic_choices(self.network, self.mode), "cpu", self.name)
 
     def create_execution_context(self, *, cuda_graph: bool | None = None) -> ExecutionContext:
         """A context: what one thread needs to run the engine; see `ExecutionContext`."""
         from polytool.backends.native.context import ExecutionContext
 
+        if cuda_graph in (None, self.config.cuda_graph):
+            try:
+                return self.spare.pop()  # that of the build, which has everything in place
+            except IndexError:
+                pass
         return ExecutionContext(self, cuda_graph)
 
     def save(self, path: str | Path) -> None:

@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from polytool.backends.native.cuda.recorder import Step
-from polytool.backends.native.kernels import driver, gemm
+from polytool.backends.native.kernels import compiler, driver, gemm
 from polytool.backends.native.kernels.attention import Layout
 from polytool.backends.native.kernels.source import LibraryPlan, LibraryRequest
 from polytool.backends.native.tactics import cublaslt, cudnn
+from polytool.errors import MissingDependencyError
 from polytool.tensors import DType
 
 _HALVES = (DType.FLOAT16, DType.BFLOAT16)
@@ -185,3 +186,15 @@ def ask_libraries(steps: Sequence[Step]) -> list[Step]:
         else s
         for s in steps
     ]
+
+
+def library_versions(sources: Sequence[str]) -> dict[str, str]:
+    """The versions of what candidates of these sources come from; absent for what is missing."""
+    known = {"nvrtc": compiler.version, "cublas_lt": cublaslt.version, "cudnn": cudnn.version}
+    found = {}
+    for source in sources:
+        try:
+            found[source] = str(known[source]())
+        except MissingDependencyError:
+            continue
+    return found

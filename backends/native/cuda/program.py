@@ -17,6 +17,7 @@ import numpy as np
 from polytool.backends.native.cuda.arrays import DeviceArray
 from polytool.backends.native.cuda.recorder import find_lowering
 from polytool.backends.native.cuda.stretch import Arena, Stretch
+from polytool.backends.native.cuda.tuning import Tuning
 from polytool.backends.native.cuda.weights import Weights
 from polytool.backends.native.kernels import driver
 from polytool.backends.native.network import Layer, Network, Tensor
@@ -38,18 +39,22 @@ class CudaProgram:
     Args:
         network: the plan, as on the CPU.
         weights: the constants on the device, shared by all contexts of an engine.
-        timings: seconds of every alternative that was timed, by signature.
+        tuning: which candidates are taken.
         cuda_graph: whether launches are captured.
+
+    Attributes:
+        tune: whether candidates may be timed for the shapes that come next.
     """
 
     def __init__(
         self,
         network: Network,
         weights: Weights,
-        timings: dict[str, list[float]],
+        tuning: Tuning,
         cuda_graph: bool = True,
     ) -> None:
-        self.network, self._weights, self._timings = network, weights, timings
+        self.network, self._weights, self._tuning = network, weights, tuning
+        self.tune = True
         self._device = weights.device
         self._device.activate()
         self._cuda_graph = cuda_graph
@@ -154,8 +159,8 @@ class CudaProgram:
         wanted = self._wanted(layers)
         try:
             return Stretch(
-                layers, inputs, wanted, values, self._weights, self._stream, self._timings, memory,
-                self._cuda_graph,
+                layers, inputs, wanted, values, self._weights, self._stream, self._tuning, memory,
+                self._cuda_graph, self.tune,
             )  # fmt: skip
         except UnsupportedError as err:
             self._failed = getattr(err, "layer", layers[0])

@@ -151,6 +151,10 @@ class Replays:
         self.stream = program.stream
         self.run = program.run
 
+    def declared(self, tune: bool) -> None:
+        """Whether the engine is specialised for the shapes that come next."""
+        self._program.tune = tune
+
     def find(self, feeds: Mapping[str, Any]) -> tuple[Replay, list[Any]] | None:
         """What runs such inputs, and the inputs in order; None for what was not seen before."""
         if not self._known or len(feeds) != len(self._names):

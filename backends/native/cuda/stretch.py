@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +12,8 @@ import numpy as np
 
 from polytool.backends.native.cuda.arrays import DeviceArray
 from polytool.backends.native.cuda.buffers import Storage, View
-from polytool.backends.native.cuda.library import ask_libraries
 from polytool.backends.native.cuda.recorder import Recorder, Step, storages
-from polytool.backends.native.cuda.timing import fastest
+from polytool.backends.native.cuda.tuning import Tuning
 from polytool.backends.native.cuda.weights import Weights
 from polytool.backends.native.kernels import compiler, driver
 from polytool.backends.native.kernels.launch import Launchable, Memory, prepare_plan
@@ -44,10 +45,11 @@ class Arena:
         self._users = [u for u in self._users if not u.closed] + [user]
         return self.address
 
-    def close(self) -> None:
-        """Close the stretches in it and free it."""
+    def close(self, but: Stretch | None = None) -> None:
+        """Close the stretches in it, but for one that reserves anew, and free it."""
         for user in self._users:
-            user.close()
+            if user is not but:
+                user.close()
         self._users = []
         if self.address:
             driver.free(self.address)
@@ -69,9 +71,10 @@ class Stretch:
         values: dict[Tensor, Any],
         weights: Weights,
         stream: int,
-        timings: dict[str, list[float]],
+        tuning: Tuning,
         memory: Arena,
         cuda_graph: bool = True,
+        tune: bool = True,
     ) -> None:
         self.stream, self.device, self._weights, self._memory = (
             stream, weights.device, weights, memory,
@@ -82,14 +85,20 @@ class Stretch:
         recorder = _record(layers, inputs, values)
         self._host = {t: v for t, v in recorder.shapes.values.items() if t not in values}
         self._views = recorder.views
-        views_in = [(t, recorder.views[t]) for t in inputs if t in recorder.views]
-        views_out = [(t, recorder.dense(recorder.view(t))) for t in wanted if t not in self._host]
-        self._steps = ask_libraries(recorder.steps)
-        self._place([v for _, v in views_in], [v for _, v in views_out])
-        self.inputs = [(t, self._array(v)) for t, v in views_in]
-        self.outputs = [(t, self._array(v)) for t, v in views_out]
+        self._inputs = [(t, recorder.views[t]) for t in inputs if t in recorder.views]
+        self._outputs = [
+            (t, recorder.dense(recorder.view(t))) for t in wanted if t not in self._host
+        ]
+        self._steps = tuning.decide(recorder.steps, tune=tune)
+        timed = any(len(s.plans) > 1 for s in self._steps)
+        self._place()
+        self._compile()
         self._fill(values)
-        self._launches = self._choose(timings)
+        self._launches = self._choose(tuning)
+        if timed:  # what needs no workspace of the losers any more
+            memory.close(but=self)
+            self._place()
+            self._launches = self._choose(tuning)
         self._fill(values)
         self._warm_up()
         if cuda_graph and self._launches:
@@ -98,13 +107,13 @@ class Stretch:
     def _array(self, view: View) -> DeviceArray:
         return DeviceArray(self._address(view), view.shape, view.dtype)
 
-    def _place(self, inputs: Sequence[View], outputs: Sequence[View]) -> None:
+    def _place(self) -> None:
         """Offsets in one arena; inputs live from the start, outputs to the end."""
         lives = storages(self._steps)
         end = len(self._steps)
-        for view in inputs:
+        for _, view in self._inputs:
             lives[view.storage] = (-1, lives.get(view.storage, (0, 0))[1])
-        for view in outputs:
+        for _, view in self._outputs:
             lives[view.storage] = (lives.get(view.storage, (-1, 0))[0], end)
         placed = [s for s in lives if s.make is None]
         # A workspace is a storage of its own step.
@@ -121,6 +130,8 @@ class Stretch:
         base = self._memory.reserve(arena.size, self)
         every = [*placed, *self._spaces.values()]
         self._addresses = {s: base + offset for s, offset in zip(every, arena.offsets, strict=True)}
+        self.inputs = [(t, self._array(v)) for t, v in self._inputs]
+        self.outputs = [(t, self._array(v)) for t, v in self._outputs]
 
     def _address(self, view: View) -> int:
         base = self._addresses.get(view.storage)
@@ -128,20 +139,25 @@ class Stretch:
             base = self._weights.address(view.storage)
         return base + view.offset * item_size(view.dtype)
 
-    def _choose(self, timings: dict[str, list[float]]) -> list[tuple[Step, tuple[Launchable, ...]]]:
-        """The fastest candidate of each step; each is timed on what those before it computed."""
-        new = [s for s in self._steps if s.signature not in timings]
-        kernels = (k for step in new for plan in step.plans for k in plan.kernels())
+    def _compile(self) -> None:
+        """Compile what is not compiled yet, all at once."""
+        kernels = (k for step in self._steps for plan in step.plans for k in plan.kernels())
         compiler.compile_all(kernels, self.device.arch, os.cpu_count() or 1)
+
+    def _choose(self, tuning: Tuning) -> list[tuple[Step, tuple[Launchable, ...]]]:
+        """The fastest candidate of each step; each is timed on what those before it computed."""
         chosen: list[tuple[Step, Candidate, list[int]]] = []
+        places: Counter[str] = Counter()
         for index, step in enumerate(self._steps):
             addresses = [self._address(v) for v in step.views]
             if index in self._spaces:
                 addresses.append(self._addresses[self._spaces[index]])
-            best = fastest(step, addresses, self.device, self.stream, timings)
-            for launch in prepare_plan(step.plans[best], self.device, addresses):
+            plan = tuning.fastest(step, addresses, self.stream, places[step.layer.name])
+            places[step.layer.name] += step.signature is not None
+            self._steps[index] = dataclasses.replace(step, plans=(plan,))
+            for launch in prepare_plan(plan, self.device, addresses):
                 launch(self.stream)
-            chosen.append((step, step.plans[best], addresses))
+            chosen.append((step, plan, addresses))
         ahead = _fetched_ahead(chosen)
         return [
             (step, prepare_plan(plan, self.device, held, ahead=ahead.get(i, (0, 0))))

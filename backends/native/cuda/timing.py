@@ -23,28 +23,19 @@ _COPIES = 256 << 20  # bytes of copied constants
 _LONG = 0.25  # milliseconds from which on the gaps between launches do not matter
 
 
-def fastest(
-    step: Step,
-    addresses: Sequence[int],
-    device: driver.Device,
-    stream: int,
-    timings: dict[str, list[float]],
-) -> int:
-    """The number of the fastest candidate of `step`; milliseconds of all are kept in `timings`.
+def time_candidates(
+    step: Step, addresses: Sequence[int], device: driver.Device, stream: int
+) -> dict[str, float]:
+    """Milliseconds of every candidate of `step`, by name; infinite for one that fails.
 
-    Its inputs must hold real data. A candidate that fails has an infinite time.
+    The step's inputs must hold real data.
 
     Raises:
         RunnerError: all of them fail.
     """
-    if step.signature is None:
-        return 0
-    known = timings.get(step.signature)
-    if known is None or len(known) != len(step.plans):
-        with _Bench(step, addresses, device, stream) as bench:
-            known = bench.time_all()
-        timings[step.signature] = known
-    return min(range(len(known)), key=known.__getitem__)
+    with _Bench(step, addresses, device, stream) as bench:
+        times = bench.time_all()
+    return {plan.name: took for plan, took in zip(step.plans, times, strict=True)}
 
 
 @dataclass

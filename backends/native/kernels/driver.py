@@ -85,6 +85,12 @@ class Device:
         return f"sm_{major}{minor}{'a' if major >= 9 else ''}"
 
     @property
+    def stamp(self) -> dict[str, str | int]:
+        """What compiled kernels and chosen tactics are for."""
+        capability = ".".join(map(str, self.capability))
+        return {"device": self.name, "capability": capability, "driver": self.driver}
+
+    @property
     def context(self) -> int:
         """Its primary context."""
         return _primary(self.ordinal)

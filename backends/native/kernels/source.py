@@ -198,7 +198,13 @@ class LibraryPlan(abc.ABC):
 
 
 class LibraryRequest(abc.ABC):
-    """A description of an operation for a library; answered when there is a device."""
+    """A description of an operation for a library; answered when there is a device.
+
+    Attributes:
+        source: the library, as of `LibraryPlan`.
+    """
+
+    source: ClassVar[str]
 
     @abc.abstractmethod
     def candidates(self) -> Sequence[LibraryPlan]:

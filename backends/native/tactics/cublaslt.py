@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from polytool.backends.native.kernels import libraries
 from polytool.backends.native.kernels.source import LibraryPlan, LibraryRequest
@@ -351,6 +351,8 @@ class ProductRequest(LibraryRequest):
     product: Product
     buffers: tuple[int, ...]
     count: int
+
+    source: ClassVar[str] = "cublas_lt"
 
     def candidates(self) -> Sequence[ProductPlan]:
         """What the heuristics suggest, best first."""

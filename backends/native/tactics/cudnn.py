@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from polytool.backends.native.kernels import libraries
 from polytool.backends.native.kernels.source import LibraryPlan, LibraryRequest
@@ -419,6 +419,8 @@ class GraphRequest(LibraryRequest):
     buffers: tuple[int, ...]
     count: int
     most: int = 5
+
+    source: ClassVar[str] = "cudnn"
 
     def candidates(self) -> Sequence[GraphPlan]:
         """The first plans that can be built and want no large workspace."""
