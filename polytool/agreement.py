@@ -58,6 +58,7 @@ class Request:
         options: backend name to what its runner takes.
         engine: path of an engine that the native runner loads instead of building one.
         save_engine: where to save the native runner's engine.
+        save_timing_cache, save_tactics: where its times and decisions go, once all has run.
         external_data_dir: where the model's external data lies, if not beside it.
         ignore_external_data: whether weights outside of the model file are not read.
         shapes, ranges, seed, iterations, files, script: see `polytool.feeds.make_feeds`.
@@ -73,6 +74,8 @@ class Request:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     engine: str | None = None
     save_engine: str | None = None
+    save_timing_cache: str | None = None
+    save_tactics: str | None = None
     external_data_dir: str | None = None
     ignore_external_data: bool = False
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -189,6 +192,8 @@ def perform(request: Request, on_iteration: OnIteration | None = None) -> Sessio
         feeds = make_data(request, model, runners, notes)
         notes += feeds.notes
     own = RunResults()
+    saves = {"timing_cache": request.save_timing_cache, "tactics": request.save_tactics}
+    engine = _native(runners).engine if any(saves.values()) else None
     if feeds is not None:
         own = run_all(
             None,
@@ -198,6 +203,10 @@ def perform(request: Request, on_iteration: OnIteration | None = None) -> Sessio
             warm_up=request.warm_up,
             on_iteration=on_iteration,
         )
+    if engine is not None:
+        from polytool.tactic_files import save_decisions
+
+        notes += save_decisions(engine, **saves)
     return Session(joined([own, *loaded]), model, feeds, tuple(notes))
 
 
@@ -212,10 +221,21 @@ def check(request: Request) -> None:
         )
     if not request.runners and len(request.load_outputs) < 2:
         raise UsageError("one file of results has nothing to be compared with: choose a runner")
-    for flag, used in (("--load-engine", request.engine), ("--save-engine", request.save_engine)):
+    for flag, used in (
+        ("--load-engine", request.engine),
+        ("--save-engine", request.save_engine),
+        ("--save-timing-cache", request.save_timing_cache),
+        ("--save-tactics", request.save_tactics),
+    ):
         if used and "native" not in request.runners:
             raise UsageError(f"{flag} needs the native runner: add --native")
-    for path in (request.save_engine, request.save_inputs, request.save_outputs):
+    for path in (
+        request.save_engine,
+        request.save_timing_cache,
+        request.save_tactics,
+        request.save_inputs,
+        request.save_outputs,
+    ):
         if path is not None:
             check_writable(path)
 
@@ -279,7 +299,7 @@ def make_runner(
     """The runner of that name."""
     options = dict(request.options.get(name, {}))
     if name == "native" and (request.engine or model is None):
-        options = {"device": options.get("device", "auto")}
+        options = {k: v for k, v in options.items() if k in ("device", "cuda_graph")}
         return registry.runner(name, request.engine or request.model, **options)
     if name == "onnxrt" and bulk and not options.get("graph_optimization_level"):
         options["graph_optimization_level"] = "disable"

@@ -62,6 +62,8 @@ def convert(
     output: StrPath,
     *,
     external_data_dir: StrPath | None = None,
+    save_timing_cache: StrPath | None = None,
+    save_tactics: StrPath | None = None,
     **options: Any,
 ) -> Conversion:
     """Build an engine and write it.
@@ -70,6 +72,7 @@ def convert(
         model: path of an ONNX model.
         output: path of the engine file.
         external_data_dir: where the model's external data lies, if not beside it.
+        save_timing_cache, save_tactics: see `polytool.tactic_files.save_decisions`.
         options: those of `BuilderConfig.of`.
 
     Raises:
@@ -78,12 +81,16 @@ def convert(
     from polytool.backends.native.builder import engine_from_onnx
     from polytool.backends.native.config import BuilderConfig
     from polytool.model import load
+    from polytool.tactic_files import save_decisions
 
-    check_writable(output)
+    for path in (output, save_timing_cache, save_tactics):
+        if path is not None:
+            check_writable(path)
     start = time.perf_counter()
     source = load(model, external_data_dir=external_data_dir)
     engine = engine_from_onnx(source, BuilderConfig.of(**options))
     engine.save(os.fspath(output))
+    unused = save_decisions(engine, timing_cache=save_timing_cache, tactics=save_tactics)
     return Conversion(
         path=os.fspath(output),
         nodes=len(source.proto.graph.node),
@@ -92,7 +99,7 @@ def convert(
         seconds=time.perf_counter() - start,
         config=engine.config.to_json(),
         device=engine.device,
-        notes=tuple(engine.notes),
+        notes=(*engine.notes, *unused),
     )
 
 

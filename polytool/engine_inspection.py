@@ -13,6 +13,8 @@ from polytool.backends.native.network import Network
 from polytool.files import StrPath
 from polytool.tensors import TensorSpec
 
+_NOT_KEPT = ("timing_cache", "tactics")  # of a configuration in an engine file
+
 
 @dataclass(frozen=True)
 class EngineLayer:
@@ -61,7 +63,7 @@ def inspect_engine(path: StrPath) -> EngineDescription:
     return EngineDescription(
         path=str(path),
         device=engine.device,
-        config=asdict(engine.config),
+        config={k: v for k, v in asdict(engine.config).items() if k not in _NOT_KEPT},
         inputs=tuple(t.spec for t in network.inputs),
         outputs=tuple(t.spec for t in network.outputs),
         layers=tuple(layers),

@@ -72,6 +72,10 @@ class Engine:
             return TacticReplay(choices, self.weights.device.name, self.name)
         return TacticReplay(tactic_choices(self.network, self.mode), "cpu", self.name)
 
+    def built_tactics(self) -> list[TacticReplay]:
+        """What was decided for the GPUs that the engine file has sections for."""
+        return []
+
     def create_execution_context(self, *, cuda_graph: bool | None = None) -> ExecutionContext:
         """A context: what one thread needs to run the engine; see `ExecutionContext`."""
         from polytool.backends.native.context import ExecutionContext

@@ -18,6 +18,7 @@ from polytool.backends.native.context import ExecutionContext
 from polytool.backends.native.engine import Engine
 from polytool.backends.native.network import Layer, Tensor
 from polytool.backends.native.numerics import unload
+from polytool.errors import UsageError
 from polytool.tensors import TensorSpec
 
 
@@ -33,6 +34,8 @@ class NativeRunner(Observable):
             `{"layer_precisions": {...}}`.
         optimize: False runs the nodes one by one, unfolded and unfused.
         config: a complete BuilderConfig in place of the options above.
+        builder_options: further arguments of `BuilderConfig.of`; with an engine only `cuda_graph`
+            has a meaning.
     """
 
     name = "native"
@@ -49,7 +52,13 @@ class NativeRunner(Observable):
         optimize: bool = True,
         config: BuilderConfig | None = None,
         name: str | None = None,
+        **builder_options: Any,
     ) -> None:
+        self._cuda_graph: bool | None = builder_options.get("cuda_graph")
+        if is_engine(model) and builder_options.keys() - {"cuda_graph"}:
+            raise UsageError(
+                f"an engine is as it was built: {', '.join(sorted(builder_options))} have no effect"
+            )
         if isinstance(model, Engine):
             self.engine = model
         elif is_engine(model):
@@ -64,6 +73,7 @@ class NativeRunner(Observable):
                     profiles=profiles,
                     layer_precisions=layer_precisions,
                     optimize=optimize,
+                    **builder_options,
                 ),
             )
         if name is not None:
@@ -80,7 +90,7 @@ class NativeRunner(Observable):
     def activate(self) -> None:
         """Create the execution context."""
         if self.context is None:
-            self.context = self.engine.create_execution_context()
+            self.context = self.engine.create_execution_context(cuda_graph=self._cuda_graph)
 
     def deactivate(self) -> None:
         """Drop the execution context."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from polytool.cli import _comparing, _runners, options, output
+from polytool.cli import _comparing, _runners, _tactics, options, output
 
 if TYPE_CHECKING:
     from polytool.agreement import Request, Session
@@ -18,6 +18,7 @@ def request_of(
     model: str,
     runners: Sequence[str],
     builder: _runners.Builder,
+    tactics: _tactics.Tactics,
     onnxrt: _runners.Onnxrt,
     files: _runners.Files,
     feeds: options.FeedOptions,
@@ -30,9 +31,14 @@ def request_of(
     return Request(
         model=model,
         runners=runners,
-        options={"native": builder.to_options(), "onnxrt": onnxrt.to_options()},
+        options={
+            "native": builder.to_options() | tactics.to_options(),
+            "onnxrt": onnxrt.to_options(),
+        },
         engine=files.load_engine,
         save_engine=files.save_engine,
+        save_timing_cache=tactics.save_timing_cache,
+        save_tactics=tactics.save_tactics,
         external_data_dir=external_data_dir,
         ignore_external_data=ignore_external_data,
         shapes=feeds.input_shapes,
@@ -88,11 +94,17 @@ def progress(request: Request) -> Iterator[Callable[..., None]]:
         yield advance
 
 
-def unused(request: Request, builder: _runners.Builder, onnxrt: _runners.Onnxrt) -> Iterator[str]:
+def unused(
+    request: Request,
+    builder: _runners.Builder,
+    tactics: _tactics.Tactics,
+    onnxrt: _runners.Onnxrt,
+) -> Iterator[str]:
     """Options for a runner that was not chosen: they do nothing."""
-    if "native" not in request.runners and builder != _runners.Builder():
+    said = builder != _runners.Builder() or tactics != _tactics.Tactics()
+    if "native" not in request.runners and said:
         yield "options of the native engine have no effect without --native"
     if "onnxrt" not in request.runners and onnxrt != _runners.Onnxrt():
         yield "options of ONNX Runtime have no effect without --onnxrt"
-    if request.engine and builder != _runners.Builder(device=builder.device):
+    if request.engine and (builder != _runners.Builder(device=builder.device) or tactics.decides):
         yield "--load-engine takes an engine as it was built: other builder options have no effect"

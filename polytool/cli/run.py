@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from polytool.cli import _comparing, _request, _runners, options
+from polytool.cli import _comparing, _request, _runners, _tactics, options
 from polytool.cli.output import note, result
 
 
@@ -12,6 +12,7 @@ from polytool.cli.output import note, result
 @options.model
 @_runners.chosen
 @_runners.builder
+@_tactics.tactics
 @_runners.onnxrt
 @options.feeds
 @_runners.files
@@ -24,6 +25,7 @@ from polytool.cli.output import note, result
 @options.json
 def run(
     builder: _runners.Builder,
+    tactics: _tactics.Tactics,
     onnxrt: _runners.Onnxrt,
     comparing: _comparing.Comparing,
     check_bounds: bool,
@@ -43,7 +45,7 @@ def run(
     from polytool.cli import _report
     from polytool.conversion import check_writable
 
-    request = _request.request_of(builder=builder, onnxrt=onnxrt, **given)
+    request = _request.request_of(builder=builder, tactics=tactics, onnxrt=onnxrt, **given)
     if comparing.save is not None:
         check_writable(comparing.save)
     with _request.progress(request) as advance:
@@ -52,7 +54,8 @@ def run(
         from polytool.bounds import checked
 
         session = checked(session)
-    for text in (*session.notes, *comparing.notes, *_request.unused(request, builder, onnxrt)):
+    unused = _request.unused(request, builder, tactics, onnxrt)
+    for text in (*session.notes, *comparing.notes, *unused):
         note(text)
     if len(session.results) == 1:
         return _report.show_single(session, comparing, as_json, report)
