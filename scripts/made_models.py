@@ -3,6 +3,8 @@
 * `deep`: 1000 blocks of 20 small nodes: what per-node costs show on.
 * `heavy`: 23 MatMuls of 4096 x 4096 with external weights: 1.54 GB, what copies show on.
 * `transformer`: a MiniLM-like encoder as exporters write it (decomposed LayerNorm, erf GELU).
+* `bert`: the same size, written as torch exports BERT: sizes taken from Shape at every Reshape,
+  Constant nodes, Identity on shared weights, positions sliced from a buffer, a pooler.
 """
 
 from __future__ import annotations
@@ -113,6 +115,40 @@ def transformer(
     return _model(graph)
 
 
+def bert(
+    layers: int = 6, width: int = 384, heads: int = 12, vocabulary: int = 3000, seed: int = 0
+) -> onnx.ModelProto:
+    """Token ids, mask and token types to hidden states and a pooled vector, as torch writes it."""
+    graph = onnx.GraphProto(name="main_graph")
+    for name in ("input_ids", "attention_mask", "token_type_ids"):
+        info = helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])
+        graph.input.append(info)
+    for name, axes in (("last_hidden_state", ["batch", "sequence", width]), ("pooled", None)):
+        shape = axes or ["batch", width]
+        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    build = _TorchBuilder(graph, np.random.default_rng(seed))
+    length = build.unsqueezed(build.size("input_ids", 1))
+    positions = build.constant(np.arange(512, dtype=np.int64).reshape(1, -1))
+    zero, one = build.ints(0), build.ints(1)
+    positions = build("Slice", positions, zero, length, one, one)
+    mask = build("Unsqueeze", build("Unsqueeze", "attention_mask", build.ints(1)), build.ints(2))
+    mask = build("Sub", build.scalar(1.0), build("Cast", mask, to=TensorProto.FLOAT))
+    bias = build("Mul", mask, build.scalar(float(np.finfo(np.float32).min)))
+    words = build("Gather", build.weight("word_embeddings", (vocabulary, width), 1.0), "input_ids")
+    types = build("Gather", build.weight("type_embeddings", (2, width), 1.0), "token_type_ids")
+    places = build("Gather", build.weight("position_embeddings", (512, width), 1.0), positions)
+    x = build("Add", build("Add", words, types), places)
+    x = build.norm(x, "embeddings", width)
+    for layer in range(layers):
+        x = _encoder(build, x, bias, f"encoder.{layer}", width, heads)
+    graph.node.append(helper.make_node("Identity", [x], ["last_hidden_state"]))
+    first = build("Gather", x, build.constant(np.int64(0)), axis=1)
+    weights = build.weight("pooler.w", (width, width)), build.weight("pooler.b", (width,), 0.1)
+    pooled = build("Gemm", first, *weights, transB=1)
+    graph.node.append(helper.make_node("Tanh", [pooled], ["pooled"]))
+    return _model(graph)
+
+
 class _Builder:
     def __init__(self, graph: onnx.GraphProto, rng: np.random.Generator) -> None:
         self.graph, self.rng, self.count = graph, rng, 0
@@ -142,6 +178,10 @@ class _Builder:
         self.graph.initializer.append(numpy_helper.from_array(value, name))
         return name
 
+    def reshape(self, x: str, *sizes: int) -> str:
+        """Batch and sequence stay; `sizes` are what the rest becomes."""
+        return self("Reshape", x, self.ints(0, 0, *sizes))
+
     def linear(self, x: str, name: str, n_in: int, n_out: int) -> str:
         product = self("MatMul", x, self.weight(f"{name}.w", (n_in, n_out)))
         return self("Add", product, self.weight(f"{name}.b", (n_out,), 0.1))
@@ -151,9 +191,12 @@ class _Builder:
         centred = self("Sub", x, self("ReduceMean", x, axes=[-1]))
         variance = self("ReduceMean", self("Pow", centred, self.scalar(2.0)), axes=[-1])
         deviation = self("Sqrt", self("Add", variance, self.scalar(1e-12)))
-        scale = self.constant((1 + 0.1 * self.rng.standard_normal(width)).astype(np.float32))
+        scale = self.scale(width)
         shift = self.weight(f"{name}.shift", (width,), 0.1)
         return self("Add", self("Mul", self("Div", centred, deviation), scale), shift)
+
+    def scale(self, width: int) -> str:
+        return self.constant((1 + 0.1 * self.rng.standard_normal(width)).astype(np.float32))
 
     def gelu(self, x: str) -> str:
         inner = self("Erf", self("Div", x, self.scalar(float(np.sqrt(2.0)))))
@@ -161,19 +204,47 @@ class _Builder:
         return self("Mul", doubled, self.scalar(0.5))
 
 
+class _TorchBuilder(_Builder):
+    """Writes what torch's exporter writes: nothing is folded, nothing is shared but weights."""
+
+    def constant(self, value: np.ndarray) -> str:
+        return self("Constant", value=numpy_helper.from_array(value))
+
+    def size(self, x: str, axis: int) -> str:
+        return self("Gather", self("Shape", x), self.constant(np.int64(axis)), axis=0)
+
+    def unsqueezed(self, x: str) -> str:
+        return self("Unsqueeze", x, self.ints(0))
+
+    def reshape(self, x: str, *sizes: int) -> str:
+        dims = [self.unsqueezed(self.size(x, axis)) for axis in (0, 1)]
+        return self("Reshape", x, self("Concat", *dims, *map(self.ints, sizes), axis=0))
+
+    def scale(self, width: int) -> str:
+        """Torch keeps one of equal weights, and names it again where the others stood."""
+        if any(t.name == "norm.scale" for t in self.graph.initializer):
+            return self("Identity", "norm.scale")
+        value = (1 + 0.1 * self.rng.standard_normal(width)).astype(np.float32)
+        self.graph.initializer.append(numpy_helper.from_array(value, "norm.scale"))
+        return "norm.scale"
+
+    def linear(self, x: str, name: str, n_in: int, n_out: int) -> str:
+        product = self("MatMul", x, self.weight(f"{name}.w", (n_in, n_out)))
+        return self("Add", self.weight(f"{name}.b", (n_out,), 0.1), product)
+
+
 def _encoder(build: _Builder, x: str, bias: str, name: str, width: int, heads: int) -> str:
     size = width // heads
-    split = build.ints(0, 0, heads, size)
 
     def head(kind: str, perm: list[int]) -> str:
         value = build.linear(x, f"{name}.{kind}", width, width)
-        return build("Transpose", build("Reshape", value, split), perm=perm)
+        return build("Transpose", build.reshape(value, heads, size), perm=perm)
 
     q, k, v = head("q", [0, 2, 1, 3]), head("k", [0, 2, 3, 1]), head("v", [0, 2, 1, 3])
     scores = build("Div", build("MatMul", q, k), build.scalar(float(np.sqrt(size))))
     weights = build("Softmax", build("Add", scores, bias), axis=-1)
     mixed = build("Transpose", build("MatMul", weights, v), perm=[0, 2, 1, 3])
-    flat = build("Reshape", mixed, build.ints(0, 0, width))
+    flat = build.reshape(mixed, width)
     attended = build.linear(flat, f"{name}.out", width, width)
     x = build.norm(build("Add", attended, x), f"{name}.norm1", width)
     hidden = build.gelu(build.linear(x, f"{name}.up", width, 4 * width))
