@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from polytool.errors import ModelError
 
 if TYPE_CHECKING:
@@ -111,7 +109,7 @@ class Meanings:
         elif op == "Equal":
             other = self._constant((scope, node.input[1 - position]))
             if other is not None and other.size and other.dtype.kind in "iuf":
-                yield Use(node.output[0], values=tuple(int(v) for v in np.unique(other)))
+                yield Use(node.output[0], values=tuple(sorted({int(v) for v in other.reshape(-1)})))
 
     def _rows(self, data: Key, node: onnx.NodeProto) -> int | None:
         """How many indices the node's axis of `data` has."""

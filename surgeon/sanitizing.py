@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polytool.collection import paused_collection
 from polytool.errors import ModelError
 from polytool.files import StrPath
 from polytool.model import Model, Source, nodes
-from polytool.surgeon.bounding import Bounded, bound_shapes
 from polytool.surgeon.dead import remove_dead
 from polytool.surgeon.fold import DEFAULT_LIMIT
 from polytool.surgeon.graph import Workspace
@@ -20,7 +19,16 @@ from polytool.surgeon.known import custom_operators
 from polytool.surgeon.outputs import override_input_shapes, set_outputs
 from polytool.surgeon.pipeline import Choice, simplify_workspace
 from polytool.surgeon.report import Report
-from polytool.surgeon.verify import Verdict, check_structure, compare_models, total_weight
+from polytool.surgeon.verify import (
+    Reference,
+    Verdict,
+    check_structure,
+    compare_models,
+    total_weight,
+)
+
+if TYPE_CHECKING:
+    from polytool.surgeon.bounding import Bounded
 
 COMPARED_UP_TO = 200_000_000  # bytes of weights up to which models are compared unasked
 
@@ -123,19 +131,21 @@ def sanitize(
         original = _prepared(open_model(source), outputs, input_shapes, report)
         workspace = Workspace(original)
         custom = custom_operators(workspace)
+        heavy = verify is None and total_weight(original) >= COMPARED_UP_TO
+        reference = None if heavy or verify is False else Reference(original)
         simplify_workspace(workspace, report, choice=choice, fold_limit=fold_limit)
         model = workspace.to_model()
     del workspace
     _check(original, model)
-    if verify is None and total_weight(original) >= COMPARED_UP_TO:
-        verdict = Verdict(None, "its weights have 200 MB or more; --verify compares all the same")
-    elif verify is False:
-        verdict = Verdict(None, "not asked for")
-    else:
-        verdict = compare_models(original, model)
+    if reference is not None:
+        verdict = compare_models(reference, model)
         if verdict.agree is False and (choice or Choice()).weights:
             model = _without_rounding(original, choice, fold_limit, report, verdict)
-            verdict = compare_models(original, model)
+            verdict = compare_models(reference, model)
+    elif heavy:
+        verdict = Verdict(None, "its weights have 200 MB or more; --verify compares all the same")
+    else:
+        verdict = Verdict(None, "not asked for")
     if verdict.agree is False:
         raise ModelError(
             f"the result is not the model any more ({verdict.reason}), so nothing is returned; "
@@ -143,6 +153,8 @@ def sanitize(
         )
     bounded = None
     if bounds or auto_bound:
+        from polytool.surgeon.bounding import bound_shapes
+
         bounded = bound_shapes(model, bounds, auto=auto_bound)
         model = bounded.model
         _check(original, model)

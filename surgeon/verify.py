@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import onnx
 
 from polytool.errors import PolytoolError, UsageError
 from polytool.feeds import input_specs, make_feeds
-from polytool.model import Model, tensors
+from polytool.model import Model, nodes, tensors
 from polytool.surgeon.fold import RANDOM
 
 # What rounding in weights may do to outputs, relative to each output's largest value.
@@ -43,47 +44,97 @@ def total_weight(model: Model) -> int:
     return sum(model.nbytes(t) for t in tensors(model.proto))
 
 
-def compare_models(before: Model, after: Model) -> Verdict:
+class Reference:
+    """What a model gives on made inputs, found in a thread while its caller changes the model.
+
+    Most of that is onnxruntime loading and running, which need no interpreter.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._found: _Run | BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="polytool-reference")
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            self._found = _run_reference(self._model)
+        except BaseException as err:  # raised again where the result is wanted
+            self._found = err
+
+    def run(self) -> _Run:
+        """Wait for it."""
+        self._thread.join()
+        if isinstance(self._found, BaseException):
+            raise self._found
+        assert self._found is not None
+        return self._found
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Inputs and outputs by name; `reason` says why there are none."""
+
+    feed: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    reason: str = ""
+
+
+def compare_models(before: Model | Reference, after: Model) -> Verdict:
     """Run both on made inputs with onnxruntime and compare every output.
 
     Returns:
         `differ` also when `after` cannot be loaded or run where `before` can.
     """
+    expected = before.run() if isinstance(before, Reference) else _run_reference(before)
+    if expected.reason:
+        return Verdict(None, expected.reason)
+    try:
+        changed = _session(after)
+    except Exception as err:  # onnxruntime raises types of its own, none of them documented
+        return Verdict(False, f"onnxruntime cannot load the result: {_first_line(err)}")
+    try:
+        outputs = changed.run(None, expected.feed)
+    except Exception as err:
+        return Verdict(False, f"the result does not run: {_first_line(err)}")
+    differing = [
+        f"output {name!r} {text}"
+        for (name, a), b in zip(expected.outputs.items(), outputs, strict=True)
+        if (text := difference(a, b))
+    ]
+    return Verdict(not differing, "; ".join(differing))
+
+
+def _run_reference(model: Model) -> _Run:
+    """Run `model` on the first made inputs that it takes."""
     try:
         import onnxruntime  # noqa: F401  # whether it is there at all
     except ImportError:
-        return Verdict(None, "onnxruntime is not installed")
-    if any(n.op_type in RANDOM - {"Dropout"} for n in before.proto.graph.node):
-        return Verdict(None, "the model is random")
-    if not all(map(before.has_content, tensors(before.proto))):
-        return Verdict(None, "weights have no content")
+        return _Run({}, {}, "onnxruntime is not installed")
+    if any(n.op_type in RANDOM - {"Dropout"} for n in _all_nodes(model.proto)):
+        return _Run({}, {}, "the model is random")
+    if not all(map(model.has_content, tensors(model.proto))):
+        return _Run({}, {}, "weights have no content")
     try:
-        reference = _session(before)
+        reference = _session(model)
     except Exception as err:  # onnxruntime raises types of its own, none of them documented
-        return Verdict(None, f"onnxruntime cannot load the original: {_first_line(err)}")
-    try:
-        changed = _session(after)
-    except Exception as err:
-        return Verdict(False, f"onnxruntime cannot load the result: {_first_line(err)}")
-    reason = ""
-    for feed in made_feeds(after):
+        return _Run({}, {}, f"onnxruntime cannot load the original: {_first_line(err)}")
+    names = [o.name for o in reference.get_outputs()]
+    reason = "no inputs can be made"
+    for feed in made_feeds(model):
         try:
-            expected = reference.run(None, feed)
+            outputs = reference.run(None, feed)
         except Exception as err:
             reason = f"the original does not run on made inputs: {_first_line(err)}"
             continue
-        try:
-            outputs = changed.run(None, feed)
-        except Exception as err:
-            return Verdict(False, f"the result does not run: {_first_line(err)}")
-        names = [o.name for o in reference.get_outputs()]
-        differing = [
-            text
-            for name, a, b in zip(names, expected, outputs, strict=True)
-            if (text := difference(a, b)) and (text := f"output {name!r} {text}")
-        ]
-        return Verdict(not differing, "; ".join(differing))
-    return Verdict(None, reason or "no inputs can be made")
+        return _Run(feed, dict(zip(names, outputs, strict=True)))
+    return _Run({}, {}, reason)
+
+
+def _all_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    yield from nodes(proto.graph.node)
+    for function in proto.functions:
+        yield from nodes(function.node)
 
 
 def _session(model: Model) -> Any:

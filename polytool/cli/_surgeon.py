@@ -23,6 +23,8 @@ class Outputs:
 
     def select(self, model: Model) -> tuple[str, ...]:
         """Their names; `()` for the model's own outputs."""
+        if not (self.outputs or self.exclude_outputs or self.outputs_by_type):
+            return ()
         from polytool.selection import select_tensors
 
         return select_tensors(model, self.outputs, self.exclude_outputs, self.outputs_by_type)

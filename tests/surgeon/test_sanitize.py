@@ -110,6 +110,15 @@ def test_random_models_are_not_compared() -> None:
     assert result.verdict == Verdict(None, "the model is random")
 
 
+def test_models_that_are_random_inside_of_a_body_are_not_compared() -> None:
+    branch = "{r = RandomNormal<shape=[2]>()}"
+    proto = parse(
+        "g (bool c) => (float[2] y) {y = If(c) <then_branch = t () => (float[2] r) "
+        f"{branch}, else_branch = e () => (float[2] q) {{q = RandomNormal<shape=[2]>()}}>}}"
+    )
+    assert sanitize(proto).verdict == Verdict(None, "the model is random")
+
+
 def test_structure_is_checked_without_weights(path: str) -> None:
     assert check_structure(load(path)) == ""
     broken = parse(TEXT)

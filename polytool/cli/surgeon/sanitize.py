@@ -19,7 +19,7 @@ from polytool.cli.output import result
 @options.option("--num-passes", type=int, default=10, help="Rounds at most.")
 @options.size(
     "--fold-size-threshold",
-    default="8M",
+    default="64M",
     help="Bytes by which one folded node may make the file grow.",
 )
 @options.shapes("--override-input-shapes", help="Declare these input shapes, as x:[1,3,224,224].")
