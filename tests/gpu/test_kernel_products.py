@@ -66,13 +66,20 @@ def test_gemm_with_bias_residual_and_relu(run_plan, rng, tile, m, n, k, split):
 
 
 @pytest.mark.parametrize(
-    ("columns", "cluster", "m", "n", "k", "blocks"),
-    [(256, 2, 300, 264, 136, 2), (192, 1, 130, 200, 600, 1), (128, 2, 520, 136, 64, 4)],
+    ("tile", "cluster", "m", "n", "k", "blocks"),
+    [
+        ((2, 256), 2, 300, 264, 136, 2),
+        ((2, 192), 1, 130, 200, 600, 1),
+        ((2, 128), 2, 520, 136, 64, 4),
+        ((3, 192), 1, 200, 392, 136, 2),
+        ((3, 128), 2, 420, 136, 400, 2),
+    ],
+    ids=str,
 )
-def test_wide_gemm_with_bias_residual_and_relu(run_plan, rng, columns, cluster, m, n, k, blocks):
+def test_wide_gemm_with_bias_residual_and_relu(run_plan, rng, tile, cluster, m, n, k, blocks):
     a, b, residual = (rng.standard_normal(s).astype("f2") for s in ((m, k), (n, k), (m, n)))
     bias, out = rng.standard_normal(n).astype("f2"), np.full((m, n), np.nan, "f2")
-    op = gemm_wide.WideGemm(H, BIAS_ADD_RELU, columns, cluster)
+    op = gemm_wide.WideGemm(H, BIAS_ADD_RELU, *tile, cluster)
     run_plan(op.plan(gemm.Matrix(m, n, k), blocks), [a, b, bias, residual, out])
     assert error(out, np.maximum(a.astype("f8") @ b.T.astype("f8") + bias + residual, 0)) < 3e-4
 

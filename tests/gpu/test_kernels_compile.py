@@ -48,9 +48,9 @@ def products():
     for tile in gemm.TILES[::3]:
         for image in (0, 1, 2):
             yield gemm.Gemm(H, bias(H, S, "Gelu"), tile, image).kernel
-    for columns in gemm_wide.COLUMNS:
-        yield gemm_wide.WideGemm(H, bias(H, S, "Gelu"), columns).kernel
-    yield gemm_wide.WideGemm(I8, gemm.Epilogue(Tree((I32,))), 128, 1).kernel
+    for groups, columns in gemm_wide.TILES:
+        yield gemm_wide.WideGemm(H, bias(H, S, "Gelu"), groups, columns).kernel
+    yield gemm_wide.WideGemm(I8, gemm.Epilogue(Tree((I32,))), 2, 128, 1).kernel
     group, warps = gemm.Tile(64, 64, 4, 1, 6, True), gemm.Tile(64, 64, 2, 2, 6)
     for tile in (group, warps):
         yield gemm.Gemm(B, bias(B, S, "Swish"), tile).kernel

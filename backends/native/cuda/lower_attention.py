@@ -41,6 +41,8 @@ def attention(rec: Recorder, layer: Layer) -> None:
         mask_dtype, mask_rows = m.dtype, by_row != 0
         views.append(m)
     scale = float(node.attrs.get("scale") or 1.0 / math.sqrt(size))
+    if scale < 0:
+        raise UnsupportedError("an attention with a negative scale")
     in_rows = [(t.steps[0], t.steps[1], t.steps[2]) for t in (q, k, v, output)]
     layout = attention_kernels.Layout(
         batch,

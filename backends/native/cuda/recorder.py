@@ -33,8 +33,6 @@ from polytool.tensors import DType
 
 Lowering = Callable[["Recorder", Layer], None]
 _lowerings: dict[str, Lowering] = {}
-_PRODUCTS = frozenset({"Conv", "Gemm", "MatMul", "FusedMatMul"})
-_WORTH, _TOO_MUCH = 64 << 10, 16 << 20  # bytes that are fetched ahead
 
 
 def lowering(*ops: str) -> Callable[[Lowering], Lowering]:
@@ -85,14 +83,6 @@ class Step:
     writes: int = 1
     signature: str | None = None
     libraries: tuple[LibraryRequest, ...] = ()
-
-    @property
-    def weights(self) -> int | None:
-        """Which view is the constant operand of a product, where it is worth fetching ahead."""
-        if self.layer.nodes[0].op not in _PRODUCTS or len(self.views) < 3:
-            return None
-        storage = self.views[1].storage
-        return 1 if storage.make is not None and _WORTH <= storage.size <= _TOO_MUCH else None
 
 
 @dataclass

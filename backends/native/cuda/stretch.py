@@ -16,15 +16,13 @@ from polytool.backends.native.cuda.recorder import Recorder, Step, storages
 from polytool.backends.native.cuda.tuning import Tuning
 from polytool.backends.native.cuda.weights import Weights
 from polytool.backends.native.kernels import compiler, driver
-from polytool.backends.native.kernels.launch import Launchable, Memory, prepare_plan
-from polytool.backends.native.kernels.source import Candidate, item_size
+from polytool.backends.native.kernels.launch import Launchable, prepare_plan
+from polytool.backends.native.kernels.source import item_size
 from polytool.backends.native.memory import Lifetime, plan_arena
 from polytool.backends.native.network import Layer, Tensor
 from polytool.backends.native.program import Watch
 from polytool.backends.native.shapes import ShapePass
 from polytool.errors import UnsupportedError
-
-_AHEAD = 3  # launches before a product in which its weights may be fetched
 
 
 class Arena:
@@ -146,7 +144,7 @@ class Stretch:
 
     def _choose(self, tuning: Tuning) -> list[tuple[Step, tuple[Launchable, ...]]]:
         """The fastest candidate of each step; each is timed on what those before it computed."""
-        chosen: list[tuple[Step, Candidate, list[int]]] = []
+        chosen = []
         places: Counter[str] = Counter()
         for index, step in enumerate(self._steps):
             addresses = [self._address(v) for v in step.views]
@@ -155,14 +153,11 @@ class Stretch:
             plan = tuning.fastest(step, addresses, self.stream, places[step.layer.name])
             places[step.layer.name] += step.signature is not None
             self._steps[index] = dataclasses.replace(step, plans=(plan,))
-            for launch in prepare_plan(plan, self.device, addresses):
+            launches = prepare_plan(plan, self.device, addresses)
+            for launch in launches:
                 launch(self.stream)
-            chosen.append((step, plan, addresses))
-        ahead = _fetched_ahead(chosen)
-        return [
-            (step, prepare_plan(plan, self.device, held, ahead=ahead.get(i, (0, 0))))
-            for i, (step, plan, held) in enumerate(chosen)
-        ]
+            chosen.append((step, launches))
+        return chosen
 
     def _warm_up(self) -> None:
         """Run once, so that everything is loaded."""
@@ -259,23 +254,6 @@ class Stretch:
             self._graph.close()
             self._graph = None
         self.closed = True
-
-
-def _fetched_ahead(chosen: Sequence[tuple[Step, Candidate, list[int]]]) -> dict[int, Memory]:
-    """Which launch brings the weights of a later product into the second-level cache.
-
-    With few rows a product waits for its weights, while those before it leave the memory idle.
-    """
-    found: dict[int, Memory] = {}
-    for index, (step, _, addresses) in enumerate(chosen):
-        if step.weights is None:
-            continue
-        before = range(index - 1, max(-1, index - 1 - _AHEAD), -1)
-        able = (i for i in before if chosen[i][1].fetches_ahead and i not in found)
-        if (where := next(able, None)) is not None:
-            size = step.views[step.weights].storage.size
-            found[where] = (addresses[step.weights], size // 16 * 16)
-    return found
 
 
 def _record(

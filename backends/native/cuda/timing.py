@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from polytool.backends.native.cuda.recorder import Step
 from polytool.backends.native.kernels import driver
-from polytool.backends.native.kernels.launch import Launchable, Memory, prepare_plan
+from polytool.backends.native.kernels.launch import Launchable, prepare_plan
 from polytool.backends.native.kernels.source import Candidate
 from polytool.errors import PolytoolError
 
@@ -91,10 +91,7 @@ class _Bench:
         return times
 
     def _time(self, plan: Candidate, best: float) -> float:
-        chain = [
-            prepare_plan(plan, self.device, own, ahead=self._ahead(following))
-            for own, following in zip(self._chain, [*self._chain[1:], None], strict=True)
-        ]
+        chain = [prepare_plan(plan, self.device, own) for own in self._chain]
         for launch in chain[0]:  # loads it
             launch(self.stream)
         driver.synchronize(self.stream)
@@ -102,13 +99,6 @@ class _Bench:
         if quick > 2.0 * best + 0.004 or quick > _LONG or len(chain) <= _PROBE:
             return quick
         return self._run(chain, _REPEATS)
-
-    def _ahead(self, following: Sequence[int] | None) -> Memory:
-        """The weights of the next link, which each fetches as it would in an engine."""
-        which = self.step.weights
-        if which is None or following is None:
-            return 0, 0
-        return following[which], self.step.views[which].storage.size // 16 * 16
 
     def _run(self, chain: Sequence[Sequence[Launchable]], repeats: int) -> float:
         """Median milliseconds of one link."""

@@ -8,7 +8,6 @@ from functools import cached_property
 
 from polytool.backends.native.kernels.source import (
     C_TYPES,
-    Ahead,
     Buffer,
     Call,
     Kernel,
@@ -35,12 +34,12 @@ FORMS = (
 )
 """Candidates: warps along queries (16 each), warps along keys, keys a tile."""
 _WARPS = ((4, 1), (8, 1), (7, 1), (2, 2), (4, 2), (1, 4), (2, 4), (1, 8))
-_MOST_KEYS = 224  # of one warp: what its registers hold
+_MOST_KEYS = 256  # of one warp: what its registers hold
 
 
 def whole_forms(keys: int, masked: bool) -> list[tuple[int, int, int]]:
     """Forms in which one tile holds all keys, so that everything is on its way at once."""
-    most = _MOST_KEYS // 4 if masked else _MOST_KEYS  # the mask's values are in registers, too
+    most = _MOST_KEYS // 2 if masked else _MOST_KEYS  # the mask's values are in registers, too
     found = []
     for rows, key_warps in _WARPS:
         part = -(-keys // (16 * key_warps)) * 16
@@ -65,6 +64,7 @@ class Layout:
     """Sizes of one attention, and where its tensors lie: strides of batch, head, row.
 
     Attributes:
+        scale: of the scores, positive.
         mask: strides of batch, head, row and column; zero where the mask is broadcast.
         causal_offset: query i sees keys up to i + offset.
     """
@@ -151,7 +151,7 @@ class Attention:
             (ctypes.c_longlong * 4)(*layout.mask),
         )
         masked = self.mask is not None
-        args = (Buffer(0), Buffer(1), Buffer(2), Buffer(4 if masked else 3), shape, Ahead())
+        args = (Buffer(0), Buffer(1), Buffer(2), Buffer(4 if masked else 3), shape)
         rows = self.form[0] * 16
         grid = (-(-layout.queries // rows), layout.heads, layout.batch)
         block = (self.kernel.threads, 1, 1)

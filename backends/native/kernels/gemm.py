@@ -14,7 +14,6 @@ from functools import cached_property
 from polytool.backends.native.kernels.expr import Tree, emit
 from polytool.backends.native.kernels.source import (
     C_TYPES,
-    Ahead,
     Argument,
     Buffer,
     Call,
@@ -397,7 +396,6 @@ class Gemm:
             Buffer(1),
             Buffer(2 + extra),
             shape,
-            Ahead(),
             *(Buffer(2 + i) for i in range(extra)),
         )
         grid = (shape.tiles_m * shape.tiles_n, problem.batch, split)

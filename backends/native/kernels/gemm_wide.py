@@ -26,9 +26,9 @@ from polytool.backends.native.kernels.source import (
 )
 from polytool.tensors import DType
 
-_ROWS = 128
-_STAGING = 8 * 16 * 40 * 4
-COLUMNS = (256, 192, 128)
+_STAGING = 4 * 16 * 40 * 4  # bytes of a warpgroup
+TILES = ((2, 256), (3, 192), (2, 192), (3, 128), (2, 128))
+"""Candidates: warpgroups of 64 rows, columns."""
 CLUSTERS = (2, 1)
 
 
@@ -43,27 +43,40 @@ class Shape(ctypes.Structure):
 
 @dataclass(frozen=True)
 class WideGemm:
-    """One tile width of the large product; Hopper's matrix units only.
+    """One tile of the large product; Hopper's matrix units only.
 
     Attributes:
-        columns: of a tile; its rows are 128.
+        groups: warpgroups that multiply, 64 rows of the tile each.
+        columns: of the tile.
         cluster: blocks that share B.
     """
 
     dtype: DType
     epilogue: Epilogue
+    groups: int = 2
     columns: int = 256
     cluster: int = 2
 
     @property
+    def threads(self) -> int:
+        """Of a block: one warpgroup fetches."""
+        return 128 * (self.groups + 1)
+
+    @property
+    def rows(self) -> int:
+        """Of the tile."""
+        return 64 * self.groups
+
+    @property
     def stages(self) -> int:
         """Slices of k in flight, as many as shared memory holds."""
-        return min(8, (SHARED_LIMIT - _STAGING - 128) // ((_ROWS + self.columns) * 128))
+        room = SHARED_LIMIT - self.groups * _STAGING - 128
+        return min(8, room // ((self.rows + self.columns) * 128))
 
     @property
     def shared(self) -> int:
         """Bytes of dynamic shared memory."""
-        return self.stages * ((_ROWS + self.columns) * 128 + 16) + _STAGING
+        return self.stages * ((self.rows + self.columns) * 128 + 16) + self.groups * _STAGING
 
     @cached_property
     def kernel(self) -> Kernel:
@@ -73,6 +86,7 @@ class WideGemm:
             "T_OUT": C_TYPES[self.epilogue.dtype],
             "ACC": "int" if self.dtype is DType.INT8 else "float",
             "MMA": "mma_group",
+            "GROUPS": self.groups,
             "BN": self.columns,
             "STAGES": self.stages,
             "CLUSTER": self.cluster,
@@ -80,7 +94,7 @@ class WideGemm:
         }
         code = self.epilogue.code(8, 0, staged=False) + "\n"
         code += group_product(self.dtype, self.columns)
-        return assemble("gemm_wide", "gemm_wide", defines=defines, code=code, threads=384)
+        return assemble("gemm_wide", "gemm_wide", defines=defines, code=code, threads=self.threads)
 
     def kernels(self) -> tuple[Kernel, ...]:
         """Every kernel that `plan` can ask for."""
@@ -90,7 +104,7 @@ class WideGemm:
         """The launch. Buffers: A, B, the epilogue's operands, then the output."""
         item = item_size(self.dtype)
         per_slice = 128 // item
-        groups = -(-problem.m // (_ROWS * self.cluster))
+        groups = -(-problem.m // (self.rows * self.cluster))
         tiles = groups * -(-problem.n // self.columns)
         ldd = problem.n if problem.ldd is None else problem.ldd
         shape = Shape(problem.m, problem.n, -(-problem.k // per_slice), groups, tiles, ldd)
@@ -98,7 +112,7 @@ class WideGemm:
         ldb = problem.k if problem.ldb is None else problem.ldb
         extra = len(self.epilogue.operands)
         args: tuple[Argument, ...] = (
-            TensorMap(0, self.dtype, problem.m, problem.k, lda, _ROWS, per_slice),
+            TensorMap(0, self.dtype, problem.m, problem.k, lda, self.rows, per_slice),
             TensorMap(
                 1, self.dtype, problem.n, problem.k, ldb, self.columns // self.cluster, per_slice
             ),
@@ -107,9 +121,9 @@ class WideGemm:
             *(Buffer(2 + i) for i in range(extra)),
         )
         blocks = min(tiles, multiprocessors // self.cluster) * self.cluster
-        grid, block = (1, 1, blocks), (384, 1, 1)
+        grid, block = (1, 1, blocks), (self.threads, 1, 1)
         call = Call(self.kernel, grid, block, args, self.shared, self.cluster)
-        return Plan((call,), name=f"gemm_wide 128x{self.columns} cluster{self.cluster}")
+        return Plan((call,), name=f"gemm_wide {self.rows}x{self.columns} cluster{self.cluster}")
 
 
 def candidates(dtype: DType, epilogue: Epilogue, problem: Matrix) -> list[WideGemm]:
@@ -119,4 +133,4 @@ def candidates(dtype: DType, epilogue: Epilogue, problem: Matrix) -> list[WideGe
     fits = fits and vector_width(problem.n, types) == 8 and problem.m >= 512 and problem.n >= 128
     if not fits or dtype not in (DType.FLOAT16, DType.BFLOAT16, DType.INT8):
         return []
-    return [WideGemm(dtype, epilogue, n, c) for n in COLUMNS for c in CLUSTERS]
+    return [WideGemm(dtype, epilogue, g, n, c) for g, n in TILES for c in CLUSTERS]

@@ -10,7 +10,6 @@ from typing import Any
 
 from polytool.backends.native.kernels import compiler, driver
 from polytool.backends.native.kernels.source import (
-    Ahead,
     Buffer,
     Call,
     Candidate,
@@ -88,17 +87,12 @@ class Launch:
         )
 
 
-Memory = tuple[int, int]
-"""An address and a number of bytes."""
-
-
 def prepare(
     call: Call,
     device: driver.Device,
     addresses: Sequence[int],
     *,
     overlap: bool = True,
-    ahead: Memory = (0, 0),
 ) -> Launch:
     """Fill in the addresses of a call.
 
@@ -107,7 +101,6 @@ def prepare(
         device: where it will run.
         addresses: of the operation's buffers: inputs, outputs, then the workspace.
         overlap: allow it to start before its predecessor has finished.
-        ahead: what it fetches for a later launch, if it can.
 
     Raises:
         RunnerError: the call refers to a buffer that is not given.
@@ -122,9 +115,6 @@ def prepare(
         )
     values: list[Any] = []
     for arg in call.args:
-        if isinstance(arg, Ahead):
-            values.append(Ahead(*ahead))
-            continue
         if not isinstance(arg, Buffer | TensorMap):
             values.append(arg)
             continue
@@ -188,11 +178,8 @@ def prepare_plan(
     addresses: Sequence[int],
     *,
     overlap: bool = True,
-    ahead: Memory = (0, 0),
 ) -> tuple[Launchable, ...]:
     """Every launch of a plan; `addresses` end with the workspace if the plan wants one."""
     if isinstance(plan, Plan):
-        return tuple(
-            prepare(c, device, addresses, overlap=overlap, ahead=ahead) for c in plan.calls
-        )
+        return tuple(prepare(c, device, addresses, overlap=overlap) for c in plan.calls)
     return tuple(plan.prepare(addresses))

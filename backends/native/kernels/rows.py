@@ -10,7 +10,6 @@ from functools import cache
 from polytool.backends.native.kernels.expr import Tree, emit
 from polytool.backends.native.kernels.source import (
     C_TYPES,
-    Ahead,
     Argument,
     Buffer,
     Call,
@@ -188,7 +187,6 @@ class RowOp:
             ctypes.c_int(length),
             ctypes.c_float(epsilon),
             Buffer(len(inputs)),
-            Ahead(),
         ]
         for i, (_, operand) in enumerate(inputs):
             args.append(Buffer(i))

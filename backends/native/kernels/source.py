@@ -113,17 +113,8 @@ class TensorMap:
     box_columns: int
 
 
-class Ahead(ctypes.Structure):
-    """A launch argument: constants of a later launch, to be fetched into the second-level cache.
-
-    In a `Call` it is empty; what a launch is given is decided when it is prepared.
-    """
-
-    _fields_ = (("at", ctypes.c_void_p), ("bytes", ctypes.c_uint))
-
-
 Argument = Any
-"""A `Buffer`, a `TensorMap`, an `Ahead`, or a ctypes scalar, structure or array."""
+"""A `Buffer`, a `TensorMap`, or a ctypes scalar, structure or array."""
 
 
 @dataclass(frozen=True)
@@ -163,11 +154,6 @@ class Plan:
     source: ClassVar[str] = "nvrtc"
     deterministic: ClassVar[bool] = True
 
-    @property
-    def fetches_ahead(self) -> bool:
-        """Whether one of its launches takes an `Ahead`."""
-        return any(isinstance(arg, Ahead) for call in self.calls for arg in call.args)
-
     def kernels(self) -> tuple[Kernel, ...]:
         """What has to be compiled for it."""
         return tuple(dict.fromkeys(call.kernel for call in self.calls))
@@ -186,7 +172,6 @@ class LibraryPlan(abc.ABC):
     workspace: int = 0
     source: ClassVar[str]
     deterministic: bool = True
-    fetches_ahead: ClassVar[bool] = False
 
     def kernels(self) -> tuple[Kernel, ...]:
         """Nothing has to be compiled."""

@@ -2,7 +2,7 @@
 //
 // A block takes ROW_WARPS * 16 queries of one head; the KEY_WARPS of a row group share every tile of
 // keys and combine at the end. All tensors are addressed by batch, head and row strides, so packed
-// QKV needs no transposes. Macros: T (half_t or bfloat_t), PACK, MMA, HEAD (size of a head),
+// QKV needs no transposes. The scale is positive. Macros: T (half_t or bfloat_t), PACK, MMA, HEAD (size of a head),
 // ROW_WARPS, KEY_WARPS, BC (keys a tile), CAUSAL, MASK (0 none, 1 additive, 2 boolean), T_MASK,
 // MASK_ROWS (0: one row of the mask serves all queries).
 
@@ -18,6 +18,7 @@ struct attention_shape {
 #define CHUNKS (HEAD / 8)
 #define PART (BC / KEY_WARPS)
 #define LOG2E 1.4426950408889634f
+#define BATCH 4
 
 DEVICE void load_tile(T* tile, const T* from, i64 row_stride, int rows, int valid) {
     for (int i = threadIdx.x; i < rows * CHUNKS; i += THREADS) {
@@ -27,14 +28,13 @@ DEVICE void load_tile(T* tile, const T* from, i64 row_stride, int rows, int vali
     }
 }
 
-GLOBAL(KERNEL, THREADS)(const T* q, const T* k, const T* v, T* o, attention_shape g, memory_ahead ahead
+GLOBAL(KERNEL, THREADS)(const T* q, const T* k, const T* v, T* o, attention_shape g
 #if MASK
     , const T_MASK* mask
 #endif
 ) {
     DYNAMIC_SHARED(shared);
     release_successor();
-    fetch_ahead(ahead);
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
     const int row_warp = warp / KEY_WARPS, key_warp = warp % KEY_WARPS;
     const int rows = ROW_WARPS * 16, first = blockIdx.x * rows, head = blockIdx.y, batch = blockIdx.z;
@@ -91,53 +91,72 @@ GLOBAL(KERNEL, THREADS)(const T* q, const T* k, const T* v, T* o, attention_shap
 #pragma unroll
         for (int i = 0; i < HEAD / 16; i++)
 #pragma unroll
-            for (int j = 0; j < PART / 16; j++) {
-                u32 fk[4];
-                load_matrix4(fk, tile_k + (key0 + j * 16 + (lane & 7) + ((lane >> 4) << 3)) * PITCH +
-                                     (2 * i + ((lane >> 3) & 1)) * 8);
-                MMA(s[2 * j], fq[i], fk[0], fk[1]);
-                MMA(s[2 * j + 1], fq[i], fk[2], fk[3]);
+            for (int j0 = 0; j0 < PART / 16; j0 += BATCH) {
+                u32 fk[BATCH][4];  // several on their way before the first is used
+#pragma unroll
+                for (int j = 0; j < BATCH; j++)
+                    if (j0 + j < PART / 16)
+                        load_matrix4(fk[j], tile_k + (key0 + (j0 + j) * 16 + (lane & 7) + ((lane >> 4) << 3)) * PITCH +
+                                                (2 * i + ((lane >> 3) & 1)) * 8);
+#pragma unroll
+                for (int j = 0; j < BATCH; j++)
+                    if (j0 + j < PART / 16) {
+                        MMA(s[2 * (j0 + j)], fq[i], fk[j][0], fk[j][1]);
+                        MMA(s[2 * (j0 + j) + 1], fq[i], fk[j][2], fk[j][3]);
+                    }
             }
 
+        // in units of log2; a NaN needs no care here, since it comes back with the exponentials
+        const float unit = g.scale * LOG2E;
         float high[2] = {-INFINITY, -INFINITY};
+        const bool partial = CAUSAL || (step + 1) * BC > g.keys;
 #pragma unroll
         for (int j = 0; j < PART / 8; j++)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                int row = first + row_warp * 16 + (lane >> 2) + (e >> 1) * 8;
-                int key = step * BC + key0 + j * 8 + (lane & 3) * 2 + (e & 1);
-                float value = s[j][e] * (g.scale * LOG2E);
-                bool inside = key < g.keys && (!CAUSAL || key <= row + g.causal_offset);
 #if MASK == 1
-                value += (float)widen(around[MASK_ROWS ? e >> 1 : 0][j][e & 1]) * LOG2E;
+                s[j][e] = fmaf((float)widen(around[MASK_ROWS ? e >> 1 : 0][j][e & 1]), LOG2E, s[j][e] * unit);
 #elif MASK == 2
-                inside = inside && around[MASK_ROWS ? e >> 1 : 0][j][e & 1];
+                s[j][e] = around[MASK_ROWS ? e >> 1 : 0][j][e & 1] ? s[j][e] * unit : -INFINITY;
 #endif
-                s[j][e] = inside ? value : -INFINITY;
-                high[e >> 1] = propagating_max(high[e >> 1], s[j][e]);
+                if (partial) {
+                    int row = first + row_warp * 16 + (lane >> 2) + (e >> 1) * 8;
+                    int key = step * BC + key0 + j * 8 + (lane & 3) * 2 + (e & 1);
+                    if (key >= g.keys || (CAUSAL && key > row + g.causal_offset)) s[j][e] = -INFINITY;
+                }
+                high[e >> 1] = fmaxf(high[e >> 1], s[j][e]);
             }
+        float base[2];
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            high[h] = propagating_max(high[h], __shfl_xor_sync(0xffffffffu, high[h], 1));
-            high[h] = propagating_max(high[h], __shfl_xor_sync(0xffffffffu, high[h], 2));
-            high[h] = propagating_max(high[h], top[h]);
-            float base = high[h] == -INFINITY ? 0.0f : high[h];
-            float shrink = exp2_fast(top[h] - base);
+            high[h] = fmaxf(high[h], __shfl_xor_sync(0xffffffffu, high[h], 1));
+            high[h] = fmaxf(high[h], __shfl_xor_sync(0xffffffffu, high[h], 2));
+#if !MASK
+            high[h] *= unit;
+#endif
+            high[h] = fmaxf(high[h], top[h]);
+            base[h] = high[h] == -INFINITY ? 0.0f : high[h];
+            float shrink = exp2_fast(top[h] - base[h]);
             top[h] = high[h];
             total[h] *= shrink;
+            if (step)
 #pragma unroll
-            for (int i = 0; i < HEAD / 8; i++) {
-                acc[i][h * 2] *= shrink;
-                acc[i][h * 2 + 1] *= shrink;
-            }
-#pragma unroll
-            for (int j = 0; j < PART / 8; j++)
-#pragma unroll
-                for (int e = h * 2; e < h * 2 + 2; e++) {
-                    s[j][e] = exp2_fast(s[j][e] - base);
-                    total[h] += s[j][e];
+                for (int i = 0; i < HEAD / 8; i++) {
+                    acc[i][h * 2] *= shrink;
+                    acc[i][h * 2 + 1] *= shrink;
                 }
         }
+#pragma unroll
+        for (int j = 0; j < PART / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+#if MASK
+                s[j][e] = exp2_fast(s[j][e] - base[e >> 1]);
+#else
+                s[j][e] = exp2_fast(fmaf(s[j][e], unit, -base[e >> 1]));
+#endif
+                total[e >> 1] += s[j][e];
+            }
 
         copy_wait<1>();
         __syncthreads();
@@ -150,11 +169,19 @@ GLOBAL(KERNEL, THREADS)(const T* q, const T* k, const T* v, T* o, attention_shap
             u32 fp[4] = {PACK(s[2 * j][0], s[2 * j][1]), PACK(s[2 * j][2], s[2 * j][3]),
                          PACK(s[2 * j + 1][0], s[2 * j + 1][1]), PACK(s[2 * j + 1][2], s[2 * j + 1][3])};
 #pragma unroll
-            for (int i = 0; i < HEAD / 16; i++) {
-                u32 fv[4];
-                load_matrix4_transposed(fv, tile_v + (key0 + j * 16 + (lane & 15)) * PITCH + (2 * i + (lane >> 4)) * 8);
-                MMA(acc[2 * i], fp, fv[0], fv[1]);
-                MMA(acc[2 * i + 1], fp, fv[2], fv[3]);
+            for (int i0 = 0; i0 < HEAD / 16; i0 += BATCH) {
+                u32 fv[BATCH][4];
+#pragma unroll
+                for (int i = 0; i < BATCH; i++)
+                    if (i0 + i < HEAD / 16)
+                        load_matrix4_transposed(fv[i], tile_v + (key0 + j * 16 + (lane & 15)) * PITCH +
+                                                           (2 * (i0 + i) + (lane >> 4)) * 8);
+#pragma unroll
+                for (int i = 0; i < BATCH; i++)
+                    if (i0 + i < HEAD / 16) {
+                        MMA(acc[2 * (i0 + i)], fp, fv[i][0], fv[i][1]);
+                        MMA(acc[2 * (i0 + i) + 1], fp, fv[i][2], fv[i][3]);
+                    }
             }
         }
     }

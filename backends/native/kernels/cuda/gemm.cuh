@@ -43,7 +43,7 @@ DEVICE unsigned char* swizzled(unsigned char* tile, int row, int chunk) {
     return tile + row * 128 + ((chunk ^ (row & 7)) << 4);
 }
 
-GLOBAL(KERNEL, THREADS)(const T_IN* a, const T_IN* __restrict__ b, T_OUT* d, gemm_shape g, memory_ahead ahead EPILOGUE_PARAMS) {
+GLOBAL(KERNEL, THREADS)(const T_IN* a, const T_IN* __restrict__ b, T_OUT* d, gemm_shape g EPILOGUE_PARAMS) {
     DYNAMIC_SHARED(shared);
     release_successor();
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
@@ -145,7 +145,6 @@ GLOBAL(KERNEL, THREADS)(const T_IN* a, const T_IN* __restrict__ b, T_OUT* d, gem
             if (n0 + row < g.n) prefetch_l2(b + (n0 + row) * g.ldb + from, bytes);
     }
     wait_predecessor();
-    fetch_ahead(ahead);
 #pragma unroll 1
     for (int s = 0; s < AHEAD; s++) {
         if (begin + s < end) load_a(begin + s, s);

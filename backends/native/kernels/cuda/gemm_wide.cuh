@@ -1,29 +1,30 @@
 // D = epilogue(A B^T) for large problems: A [m, k], B [n, k], k contiguous. Blocks stay for many
-// tiles. One warp fetches boxes by descriptor, two warpgroups multiply 64 rows each; the blocks of a
+// tiles. One warp fetches boxes by descriptor, GROUPS warpgroups multiply 64 rows each; the blocks of a
 // cluster take neighbouring rows of tiles and share B, each fetching its part for all.
 //
-// Macros: T_IN, T_OUT, ACC, MMA, BN, STAGES, CLUSTER, VEC (8).
+// Macros: T_IN, T_OUT, ACC, MMA, GROUPS (2 or 3), BN, STAGES, CLUSTER, VEC (8).
 struct wide_shape { int m, n, slices, groups_m, tiles; i64 ldd; };
 
-#define BM 128
+#define BM (GROUPS * 64)
+#define THREADS ((GROUPS + 1) * 128)
 #define BK (128 / (int)sizeof(T_IN))
 #define STAGE_BYTES ((BM + BN) * 128)
 #define PITCH 40
 #define STAGING (16 * PITCH)
 
-GLOBAL(KERNEL, 384)(const __grid_constant__ tensor_map a, const __grid_constant__ tensor_map b, T_OUT* d, wide_shape g EPILOGUE_PARAMS) {
+GLOBAL(KERNEL, THREADS)(const __grid_constant__ tensor_map a, const __grid_constant__ tensor_map b, T_OUT* d, wide_shape g EPILOGUE_PARAMS) {
     DYNAMIC_SHARED(shared);
     release_successor();
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
     const int rank = CLUSTER > 1 ? (int)cluster_rank() : 0;
     const int first = blockIdx.z / CLUSTER, step = gridDim.z / CLUSTER;
     float* staging = (float*)(shared + STAGES * STAGE_BYTES);
-    u64* full = (u64*)(staging + 8 * STAGING);
+    u64* full = (u64*)(staging + GROUPS * 4 * STAGING);
     u64* empty = full + STAGES;
     if (tid == 0) {
         for (int i = 0; i < STAGES; i++) {
             barrier_init(full + i, 1);
-            barrier_init(empty + i, 2 * CLUSTER);
+            barrier_init(empty + i, GROUPS * CLUSTER);
         }
         barrier_publish();
     }
@@ -31,7 +32,7 @@ GLOBAL(KERNEL, 384)(const __grid_constant__ tensor_map a, const __grid_constant_
     if (CLUSTER > 1) cluster_sync();
 
     if (warp < 4) {
-        fewer_registers<40>();
+        fewer_registers<(GROUPS == 2 ? 40 : 32)>();
         if (tid == 0) {
             wait_predecessor();
             u32 count = 0;
@@ -49,7 +50,7 @@ GLOBAL(KERNEL, 384)(const __grid_constant__ tensor_map a, const __grid_constant_
         }
         __syncwarp();
     } else {
-        more_registers<232>();
+        more_registers<(GROUPS == 2 ? 232 : 160)>();
         const int group = warp / 4 - 1;
         float* own = staging + (warp - 4) * STAGING;
         u32 count = 0;

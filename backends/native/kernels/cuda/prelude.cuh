@@ -183,14 +183,3 @@ DEVICE float warp_max(float v) {
     for (int d = 16; d; d >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, d));
     return v;
 }
-
-// constants of a later launch; every block fetches its share into the second-level cache
-struct memory_ahead { const unsigned char* at; u32 bytes; };
-DEVICE void fetch_ahead(const memory_ahead& a) {
-    if (threadIdx.x || !a.bytes) return;
-    const u32 blocks = gridDim.x * gridDim.y * gridDim.z;
-    const u32 block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
-    const u32 share = ((a.bytes + blocks - 1) / blocks + 127) & ~127u;
-    const u64 from = (u64)block * share;
-    if (from < a.bytes) prefetch_l2(a.at + from, min(share, (u32)(a.bytes - from)) & ~15u);
-}

@@ -33,9 +33,8 @@ template <bool MAXIMUM> DEVICE REAL reduce_row(REAL v) {
     return v;
 }
 
-GLOBAL(KERNEL, MAX_THREADS)(u32 rows, int length, float epsilon, T_OUT* out, memory_ahead ahead ROW_PARAMS) {
+GLOBAL(KERNEL, MAX_THREADS)(u32 rows, int length, float epsilon, T_OUT* out ROW_PARAMS) {
     release_successor();
-    fetch_ahead(ahead);
     ROW_PREFETCH
     wait_predecessor();
     const int t = threadIdx.x % ROW_THREADS;
