@@ -32,6 +32,8 @@ CALLS = {
     "inspect model": "model.onnx",
     "inspect data": "out.json",
     "inspect sparsity": "model.onnx",
+    "inspect tactics": "model.engine",
+    "inspect diff-tactics": "model.engine model.engine",
     "surgeon sanitize": "model.onnx -o clean.onnx",
     "surgeon extract": "model.onnx -o part.onnx",
     "surgeon insert": "model.onnx -o more.onnx --op Relu "
