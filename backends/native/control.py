@@ -1,32 +1,90 @@
-"""If, Loop and Scan on the CPU: drivers of the programs of their bodies."""
+"""If, Loop and Scan: drivers of the programs of their bodies, wherever their values lie."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
-from polytool.backends.native.network import Layer, Node, Tensor
+from polytool.backends.native.network import Layer, Network, Node, Tensor
 from polytool.backends.native.numerics import storage
 from polytool.backends.native.program import Program, Watch
 from polytool.backends.native.tactics.base import Mode
 from polytool.backends.native.tactics.numpy_generic import stored_constant
-from polytool.errors import RunnerError
+from polytool.errors import RunnerError, UnsupportedError
+from polytool.tensors import DType
 
 Driver = Callable[["dict[Tensor, Any]", "Watch | None"], Sequence[Any]]
+Launches = tuple[Callable[..., Sequence[Any]], Callable[..., Sequence[Any]]]
 
 
-def compile_control(
-    layer: Layer, mode: Mode
-) -> tuple[Callable[..., Sequence[Any]], Callable[..., Sequence[Any]]]:
+class Body(Protocol):
+    """The program of a body: its inputs, then its captures, to its outputs."""
+
+    network: Network
+
+    def run(self, inputs: Sequence[Any], watch: Watch | None = None) -> list[Any]:
+        """Run once."""
+
+
+class Arrays(Protocol):
+    """What control flow does with values by itself."""
+
+    def scalar(self, value: Any) -> Any:
+        """The only element, on the host."""
+
+    def parts(self, value: Any, axis: int) -> Sequence[Any]:
+        """The slices along an axis, which is dropped."""
+
+    def stack(self, parts: Sequence[Any], axis: int) -> Any:
+        """Parts of one shape joined along a new axis."""
+
+    def zeros(self, shape: Sequence[int], dtype: DType | None) -> Any:
+        """What no iteration has written."""
+
+
+@dataclass(frozen=True)
+class HostArrays:
+    """NumPy arrays as the CPU engine stores them."""
+
+    mode: Mode
+
+    def scalar(self, value: Any) -> Any:
+        """The only element."""
+        return np.asarray(value).reshape(-1)[0]
+
+    def parts(self, value: Any, axis: int) -> Sequence[Any]:
+        """Dense slices; 0-d stays 0-d."""
+        return [np.asarray(v, order="C") for v in np.moveaxis(value, axis, 0)]
+
+    def stack(self, parts: Sequence[Any], axis: int) -> Any:
+        """Joined along a new axis."""
+        return np.stack(parts, axis)
+
+    def zeros(self, shape: Sequence[int], dtype: DType | None) -> Any:
+        """An empty result."""
+        kind = storage(dtype, wide=self.mode.wide) if dtype is not None else np.float32
+        return np.zeros(shape, kind)
+
+
+def compile_control(layer: Layer, mode: Mode) -> Launches:
     """Launch functions without and with a watch: `launch(*inputs)`, `watched(watch, *inputs)`."""
     (node,) = layer.nodes
     programs = {name: Program(body, mode, body=True) for name, body in node.bodies.items()}
-    builders = {"If": _if, "Loop": _loop, "Scan": _scan8 if node.version < 9 else _scan}
-    drive = builders[node.op](node, programs, mode)
-    inputs = layer.inputs
     constants = {t: stored_constant(t, mode) for t in node.reads() if t.constant is not None}
+    return drive_bodies(layer, programs, constants, HostArrays(mode))
+
+
+def drive_bodies(
+    layer: Layer, programs: Mapping[str, Body], constants: Mapping[Tensor, Any], arrays: Arrays
+) -> Launches:
+    """The same for any programs of the bodies and any kind of array."""
+    (node,) = layer.nodes
+    builders = {"If": _if, "Loop": _loop, "Scan": _scan8 if node.version < 9 else _scan}
+    drive = builders[node.op](node, programs, arrays)
+    inputs = layer.inputs
     wanted = [i for i, t in enumerate(node.outputs) if t is not None]
 
     def run(watch: Watch | None, args: Sequence[Any]) -> Sequence[Any]:
@@ -38,35 +96,31 @@ def compile_control(
     return lambda *args: run(None, args), lambda watch, *args: run(watch, args)
 
 
-def _captures(program: Program, values: dict[Tensor, Any]) -> list[Any]:
+def _captures(program: Body, values: dict[Tensor, Any]) -> list[Any]:
     return [values[t] for t in program.network.captures]
 
 
-def _scalar(tensor: Tensor | None, values: dict[Tensor, Any], default: Any) -> Any:
-    return default if tensor is None else np.asarray(values[tensor]).reshape(-1)[0]
-
-
-def _if(node: Node, programs: dict[str, Program], mode: Mode) -> Driver:
+def _if(node: Node, programs: Mapping[str, Body], arrays: Arrays) -> Driver:
     (condition,) = node.inputs
     assert condition is not None
 
     def drive(values: dict[Tensor, Any], watch: Watch | None) -> Sequence[Any]:
-        taken = bool(np.asarray(values[condition]).reshape(-1)[0])
+        taken = bool(arrays.scalar(values[condition]))
         program = programs["then_branch" if taken else "else_branch"]
         return program.run(_captures(program, values), watch)
 
     return drive
 
 
-def _loop(node: Node, programs: dict[str, Program], mode: Mode) -> Driver:
+def _loop(node: Node, programs: Mapping[str, Body], arrays: Arrays) -> Driver:
     program = programs["body"]
     limit_in, condition_in, *carried_in = [*node.inputs, None, None][: max(2, len(node.inputs))]
     n_carried = len(carried_in)
     scanned = program.network.outputs[1 + n_carried :]
 
     def drive(values: dict[Tensor, Any], watch: Watch | None) -> Sequence[Any]:
-        limit = _scalar(limit_in, values, None)
-        going = bool(_scalar(condition_in, values, True))
+        limit = None if limit_in is None else arrays.scalar(values[limit_in])
+        going = True if condition_in is None else bool(arrays.scalar(values[condition_in]))
         carried = [values[t] if t is not None else None for t in carried_in]
         captures = _captures(program, values)
         rows: list[list[Any]] = [[] for _ in scanned]
@@ -75,32 +129,31 @@ def _loop(node: Node, programs: dict[str, Program], mode: Mode) -> Driver:
             results = program.run(
                 [np.asarray(iteration, np.int64), np.asarray(going), *carried, *captures], watch
             )
-            going = bool(np.asarray(results[0]).reshape(-1)[0])
+            going = bool(arrays.scalar(results[0]))
             carried = results[1 : 1 + n_carried]
             for row, value in zip(rows, results[1 + n_carried :], strict=True):
                 row.append(value)
             iteration += 1
-        return [*carried, *(_stack(r, t, mode, 0) for r, t in zip(rows, scanned, strict=True))]
+        return [*carried, *(_stack(r, t, arrays, 0) for r, t in zip(rows, scanned, strict=True))]
 
     return drive
 
 
-def _stack(rows: list[Any], tensor: Tensor, mode: Mode, axis: int) -> Any:
+def _stack(rows: list[Any], tensor: Tensor, arrays: Arrays, axis: int) -> Any:
     if rows:
-        shapes = {np.shape(r) for r in rows}
+        shapes = {tuple(r.shape) for r in rows}
         if len(shapes) > 1:
             raise RunnerError(
                 f"scan output {tensor.name!r} changes its shape between iterations "
                 f"({', '.join(str(list(s)) for s in sorted(shapes))}), which ONNX does not allow"
             )
-        return np.stack(rows, axis)
+        return arrays.stack(rows, axis)
     dims = [d if isinstance(d, int) else 0 for d in tensor.shape or ()]
     dims.insert(axis if axis >= 0 else len(dims) + 1 + axis, 0)
-    kind = storage(tensor.dtype, wide=mode.wide) if tensor.dtype is not None else np.float32
-    return np.zeros(dims, kind)
+    return arrays.zeros(dims, tensor.dtype)
 
 
-def _scan(node: Node, programs: dict[str, Program], mode: Mode) -> Driver:
+def _scan(node: Node, programs: Mapping[str, Body], arrays: Arrays) -> Driver:
     program = programs["body"]
     attrs = node.attrs
     n_scan = int(attrs["num_scan_inputs"])
@@ -115,13 +168,13 @@ def _scan(node: Node, programs: dict[str, Program], mode: Mode) -> Driver:
     def drive(values: dict[Tensor, Any], watch: Watch | None) -> Sequence[Any]:
         given = [values[t] for t in node.inputs if t is not None]
         state, sequences = given[:n_state], given[n_state:]
-        moved = [
-            np.moveaxis(s, axis, 0)[:: -1 if back else 1]
+        slices = [
+            arrays.parts(s, axis)[:: -1 if back else 1]
             for s, axis, back in zip(sequences, in_axes, in_back, strict=True)
         ]
-        state, rows = _sweep(program, state, moved, _captures(program, values), watch)
+        state, rows = _sweep(program, state, slices, _captures(program, values), watch)
         outputs = [
-            _stack(r[::-1] if back else r, t, mode, axis)
+            _stack(r[::-1] if back else r, t, arrays, axis)
             for r, t, axis, back in zip(rows, scanned, out_axes, out_back, strict=True)
         ]
         return [*state, *outputs]
@@ -130,18 +183,18 @@ def _scan(node: Node, programs: dict[str, Program], mode: Mode) -> Driver:
 
 
 def _sweep(
-    program: Program,
+    program: Body,
     state: list[Any],
-    sequences: Sequence[Any],
+    sequences: Sequence[Sequence[Any]],
     captures: list[Any],
     watch: Watch | None,
     length: int | None = None,
 ) -> tuple[list[Any], list[list[Any]]]:
-    """One pass of a Scan body along the leading axis of `sequences`."""
+    """One pass of a Scan body over the slices of its `sequences`."""
     n_state = len(state)
     rows: list[list[Any]] = [[] for _ in program.network.outputs[n_state:]]
     for index in range(len(sequences[0]) if length is None else length):
-        slices = [np.asarray(s[index], order="C") for s in sequences]  # 0-d stays 0-d
+        slices = [s[index] for s in sequences]
         results = program.run([*state, *slices, *captures], watch)
         state = results[:n_state]
         for row, value in zip(rows, results[n_state:], strict=True):
@@ -149,8 +202,10 @@ def _sweep(
     return state, rows
 
 
-def _scan8(node: Node, programs: dict[str, Program], mode: Mode) -> Driver:
+def _scan8(node: Node, programs: Mapping[str, Body], arrays: Arrays) -> Driver:
     """Scan-8: a batch axis first, sequence lengths as the first (optional) input."""
+    if not isinstance(arrays, HostArrays):
+        raise UnsupportedError("the Scan of opset 8 runs on the host")
     program = programs["body"]
     n_scan = int(node.attrs["num_scan_inputs"])
     back = node.attrs.get("directions") or [0] * n_scan
@@ -167,7 +222,7 @@ def _scan8(node: Node, programs: dict[str, Program], mode: Mode) -> Driver:
         for b in range(batch):
             length = int(lengths[b])
             sequences = [
-                s[b][:length][:: -1 if reverse else 1]
+                arrays.parts(s[b][:length], 0)[:: -1 if reverse else 1]
                 for s, reverse in zip(given[n_state:], back, strict=True)
             ]
             state, rows = _sweep(
@@ -181,7 +236,7 @@ def _scan8(node: Node, programs: dict[str, Program], mode: Mode) -> Driver:
             for collected, value in zip(states, state, strict=True):
                 collected.append(value)
             for collected, row, tensor in zip(columns, rows, scanned, strict=True):
-                stacked = _stack(row, tensor, mode, 0)
+                stacked = _stack(row, tensor, arrays, 0)
                 short = [(0, longest - length)] + [(0, 0)] * (stacked.ndim - 1)
                 collected.append(np.pad(stacked, short))
         return [np.stack(c) for c in (*states, *columns)]

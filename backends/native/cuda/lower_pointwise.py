@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,14 @@ def pointwise(rec: Recorder, layer: Layer) -> None:
     pattern = kernel.pattern(shape, where, [result.operand])
     plan = kernel.plan(shape, where, [result.operand], pattern)
     rec.launch([plan], [*(v.whole for v in views), result])
+
+
+@lowering("CastLike")
+def cast_like(rec: Recorder, layer: Layer) -> None:
+    """A Cast: only the type of the second input matters."""
+    (node,) = layer.nodes
+    cast = dataclasses.replace(node, op="Cast", version=25, inputs=node.inputs[:1])
+    pointwise(rec, Layer.single(cast))
 
 
 def tree_of(

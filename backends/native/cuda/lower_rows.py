@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -19,18 +20,20 @@ NHWC = (0, 2, 3, 1)
 
 @lowering("Softmax", "LogSoftmax")
 def softmax(rec: Recorder, layer: Layer) -> None:
-    """Over the last axis."""
+    """Over one axis, which is made the last; before version 13 over all from there on."""
     (node,) = layer.nodes
     (x,) = node.inputs
     assert x is not None and x.dtype is not None
     shape = rec.shape(x)
-    if int(node.attrs.get("axis", -1)) % len(shape) != len(shape) - 1 or node.version < 13:
-        raise UnsupportedError("a softmax over another axis than the last")
-    same = Tree((x.dtype,))
-    op = RowOp(node.op.lower(), same, ("full",), same)
-    source = rec.dense(rec.view(x))
-    plan = op.plan(math.prod(shape[:-1]), shape[-1])
-    rec.launch([plan], [source, rec.output(layer.outputs[0])])
+    rank = len(shape)
+    old = node.version < 13
+    axis = int(node.attrs.get("axis", 1 if old else -1)) % max(rank, 1)
+    order = (*(d for d in range(rank) if d != axis), axis) if rank and not old else range(rank)
+    width = math.prod(shape[axis:]) if old or not rank else shape[axis]
+    log_softmax = RowOp(node.op.lower(), Tree((x.dtype,)), ("full",), Tree((x.dtype,)))
+    source, result = rec.dense(rec.view(x), order), rec.output(layer.outputs[0], order)
+    if source.count:
+        rec.launch([log_softmax.plan(source.count // width, width)], [source, result])
 
 
 @lowering("LayerNormalization", "RMSNormalization")
@@ -74,9 +77,7 @@ def reduce(rec: Recorder, layer: Layer) -> None:
     rank = len(view.shape)
     given = rec.attribute(axes)
     if given is None or not given.size:
-        if node.attrs.get("noop_with_empty_axes", 0):
-            raise UnsupportedError("a reduction over no axes")
-        chosen = tuple(range(rank))
+        chosen = () if node.attrs.get("noop_with_empty_axes", 0) else tuple(range(rank))
     else:
         chosen = tuple(sorted(int(a) % rank for a in given.reshape(-1)))
     _reduce(rec, node.op, x, output, chosen)
@@ -94,22 +95,33 @@ def global_pool(rec: Recorder, layer: Layer) -> None:
 
 def _reduce(rec: Recorder, op: str, x: Tensor, output: Tensor, axes: tuple[int, ...]) -> None:
     view = rec.view(x)
-    if output.dtype is None or view.offset or not view.count:
-        raise UnsupportedError("a reduction of a slice, or of nothing")
+    if view.offset:
+        view = rec.dense(view)
+    assert output.dtype is not None
     plan = Reduce(op, view.dtype, output.dtype).plan(view.shape, axes, view.steps)
     rec.launch([plan], [view, rec.output(output)])
 
 
-@lowering("MaxPool", "AveragePool")
-def pool(rec: Recorder, layer: Layer) -> None:
-    """NHWC where the input lies so."""
+@lowering("GlobalLpPool")
+def global_lp_pool(rec: Recorder, layer: Layer) -> None:
+    """A pooling whose window is the image."""
     (node,) = layer.nodes
-    x, (output,) = node.inputs[0], layer.outputs
-    assert x is not None and output.dtype is not None
+    assert node.inputs[0] is not None
+    kernel = list(rec.shape(node.inputs[0])[2:])
+    whole = {"kernel_shape": kernel, "p": node.attrs.get("p", 2)}
+    pool(rec, Layer.single(dataclasses.replace(node, op="LpPool", attrs=whole)))
+
+
+@lowering("MaxPool", "AveragePool", "LpPool")
+def pool(rec: Recorder, layer: Layer) -> None:
+    """NHWC where the input lies so, and no indices are asked for."""
+    (node,) = layer.nodes
+    x, (output, indices) = node.inputs[0], [*node.outputs, None][:2]
+    assert x is not None and output is not None and output.dtype is not None
     shape, out, a = rec.shape(x), rec.shape(output), node.attrs
     n = len(shape) - 2
-    if n > 3 or len(layer.outputs) > 1:
-        raise UnsupportedError("a pooling with indices, or over more than three dimensions")
+    if n > 3:
+        raise UnsupportedError("a pooling over more than three dimensions")
     kernel = tuple(a["kernel_shape"])
     strides = tuple(a.get("strides") or (1,) * n)
     dilations = tuple(a.get("dilations") or (1,) * n)
@@ -117,12 +129,18 @@ def pool(rec: Recorder, layer: Layer) -> None:
         kernel, strides, explicit_pads(a, kernel, strides, dilations, shape, out), dilations
     )
     view = rec.view(x)
-    last = n == 2 and view.lies_like(NHWC) and shape[1] > 1
+    last = n == 2 and view.lies_like(NHWC) and shape[1] > 1 and indices is None
     order = NHWC if last else None
     counted = bool(a.get("count_include_pad", 0)) and node.op == "AveragePool"
-    op = Pool(node.op, output.dtype, channels_last=last, count_pads=counted)
-    plan = op.plan(shape[0], shape[1], shape[2:], out[2:], window)
-    rec.launch([plan], [rec.dense(view, order), rec.output(output, order)])
+    op = Pool(
+        node.op, output.dtype, channels_last=last, count_pads=counted, indices=indices is not None
+    )
+    plan = op.plan(
+        shape[0], shape[1], shape[2:], out[2:], window, p=float(a.get("p", 2)),
+        column_major=bool(a.get("storage_order", 0)),
+    )  # fmt: skip
+    results = [rec.output(output, order), *([] if indices is None else [rec.output(indices)])]
+    rec.launch([plan], [rec.dense(view, order), *results], writes=len(results))
 
 
 def explicit_pads(

@@ -1,23 +1,28 @@
-"""Running a network on the GPU: straight lines of layers from one arena, the rest on the host.
+"""Running a network on the GPU: straight lines of layers from one arena, the rest between them.
 
 For each new set of input shapes a stretch of layers is recorded, its memory planned, its
 alternatives timed, and its launches captured as one CUDA graph; the next time only the graph is
-launched. Layers without a GPU form, and those whose shapes data decides, run on the host between
-such stretches.
+launched. Between stretches stand control flow, which drives programs of its bodies, operators on
+sequences, which move references, and layers without a GPU form, which run on the host. A stretch
+ends where a layer must know a value that the device computes.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from polytool.backends.native.cuda.arrays import DeviceArray
-from polytool.backends.native.cuda.recorder import find_lowering
+from polytool.backends.native.control import drive_bodies
+from polytool.backends.native.cuda import sequences
+from polytool.backends.native.cuda.recorder import expand, find_lowering, host_reads
 from polytool.backends.native.cuda.stretch import Arena, Stretch
 from polytool.backends.native.cuda.tuning import Tuning
+from polytool.backends.native.cuda.values import DeviceValues
 from polytool.backends.native.cuda.weights import Weights
 from polytool.backends.native.kernels import driver
 from polytool.backends.native.network import Layer, Network, Tensor
@@ -29,8 +34,39 @@ from polytool.tensors import DType
 
 _KEPT_SHAPES = 8
 _HOST = Mode()
+_LOG = logging.getLogger(__name__)
 
 Values = dict[Tensor, Any]
+
+
+@dataclass(eq=False)
+class _Line:
+    """Layers that run as one stretch for each set of shapes.
+
+    Attributes:
+        inputs: what they read from outside.
+        read: those of the inputs whose values must be known to record the layers.
+        wanted: outputs that others read.
+    """
+
+    layers: list[Layer]
+    inputs: list[Tensor]
+    read: frozenset[Tensor]
+    wanted: list[Tensor]
+    stretches: OrderedDict[Any, Stretch] = field(default_factory=OrderedDict)
+    memory: Arena = field(default_factory=Arena)
+
+
+@dataclass(eq=False)
+class _Single:
+    """A layer that runs by itself.
+
+    Attributes:
+        launch: takes the values and a watch, and puts the layer's outputs among the values.
+    """
+
+    layer: Layer
+    launch: Callable[[Values, Watch | None], None]
 
 
 class CudaProgram:
@@ -41,8 +77,10 @@ class CudaProgram:
         weights: the constants on the device, shared by all contexts of an engine.
         tuning: which candidates are taken.
         cuda_graph: whether launches are captured.
+        parent: the program whose control flow runs this one as a body.
 
     Attributes:
+        on_host: layers that run on the host, by name, and why; those of bodies included.
         tune: whether candidates may be timed for the shapes that come next.
     """
 
@@ -52,18 +90,22 @@ class CudaProgram:
         weights: Weights,
         tuning: Tuning,
         cuda_graph: bool = True,
+        parent: CudaProgram | None = None,
     ) -> None:
         self.network, self._weights, self._tuning = network, weights, tuning
         self.tune = True
         self._device = weights.device
         self._device.activate()
-        self._cuda_graph = cuda_graph
-        self._stream = driver.create_stream()
-        self._items = _items(network.layers)
-        self._stretches: dict[int, OrderedDict[Any, Stretch]] = {}
-        self._memories: dict[int, Arena] = {}
-        self._hosts: dict[int, Program] = {}
-        self.on_host: dict[str, str] = {}
+        self._cuda_graph, self._parent = cuda_graph, parent
+        self._root: CudaProgram = self if parent is None else parent._root
+        self._stream: int = driver.create_stream() if parent is None else parent._stream
+        self._values: DeviceValues = (
+            DeviceValues(self._device, self._stream) if parent is None else parent._values
+        )
+        self.on_host: dict[str, str] = {} if parent is None else parent.on_host
+        self._bodies: list[CudaProgram] = []
+        self._layers = [part for layer in network.layers for part in expand(layer)]
+        self._items = self._plan(self._layers)
 
     @property
     def stream(self) -> int:
@@ -72,14 +114,16 @@ class CudaProgram:
 
     @property
     def stretches(self) -> list[Stretch]:
-        """Those that are ready to run, for all shapes."""
-        return [s for known in self._stretches.values() for s in known.values() if not s.closed]
+        """Those that are ready to run, for all shapes, without those of bodies."""
+        lines = (item for item in self._items if isinstance(item, _Line))
+        return [s for line in lines for s in line.stretches.values() if not s.closed]
 
     def whole(self) -> Stretch | None:
-        """The stretch that ran last, where it is the whole network."""
-        if len(self._items) != 1 or not self._stretches.get(0):
+        """The stretch that ran last, where it is the whole network and only shapes decide it."""
+        (first, *more) = self._items or [None]
+        if more or not isinstance(first, _Line) or first.read or not first.stretches:
             return None
-        return next(reversed(self._stretches[0].values()))
+        return next(reversed(first.stretches.values()))
 
     def run(
         self, inputs: Sequence[Any], watch: Watch | None = None, *, on_device: bool = False
@@ -87,124 +131,196 @@ class CudaProgram:
         """Run once.
 
         Args:
-            inputs: one a network input: NumPy arrays in their declared types, or arrays on the
-                device.
+            inputs: one a network input, then one a capture: NumPy arrays in their declared types,
+                arrays on the device, lists of them.
             watch: called with every layer and its outputs, in order.
             on_device: leave outputs where they are; they are valid until the next run.
 
         Returns:
-            NumPy arrays in their declared types, and with `on_device` also DeviceArrays.
+            NumPy arrays in their declared types, and with `on_device`, or as the body of another
+            program, also DeviceArrays.
         """
         self._device.activate()
-        values: Values = dict(zip(self.network.inputs, inputs, strict=True))
-        for index, item in enumerate(self._items):
-            if isinstance(item, Layer):
-                self._host_layer(index, item, values, watch)
-            else:
-                self._device_layers(index, item, values, watch)
+        network = self.network
+        values: Values = dict(zip([*network.inputs, *network.captures], inputs, strict=True))
+        if watch is not None and self._parent is not None and network.inputs:
+            watch(network.entry, [self._values.download(values[t]) for t in network.inputs])
+        position = 0
+        while position < len(self._items):
+            item = self._items[position]
+            if isinstance(item, _Single):
+                item.launch(values, watch)
+            elif not self._run_line(item, values, watch):
+                self._split(position, item)  # a layer turned out to need the host
+                continue
+            position += 1
+        results = [self._value(values, t) for t in network.outputs]
+        if self._parent is not None:
+            return [self._values.keep(r) for r in results]
         if on_device:
-            return [values.get(t, t.constant and t.constant.array()) for t in self.network.outputs]
-        return [self._to_host(values, t) for t in self.network.outputs]
+            return results
+        return [self._values.download(r) for r in results]
 
-    def _to_host(self, values: Values, tensor: Tensor) -> Any:
-        if tensor.constant is not None:
-            return tensor.constant.array()
-        value = values[tensor]
-        return value.numpy(self._stream) if isinstance(value, DeviceArray) else value
+    @staticmethod
+    def _value(values: Values, tensor: Tensor) -> Any:
+        return tensor.constant.array() if tensor.constant is not None else values[tensor]
 
-    def _host_layer(self, index: int, layer: Layer, values: Values, watch: Watch | None) -> None:
-        """Run one layer with its CPU tactic on copies."""
-        if index not in self._hosts:
-            inputs, outputs = layer.inputs, layer.outputs
-            self._hosts[index] = Program(Network("host", inputs, outputs, [layer]), _HOST)
-        arguments = [_stored(self._to_host(values, t), t) for t in layer.inputs]
-        results = self._hosts[index].run(arguments, watch)
-        for tensor, result in zip(layer.outputs, results, strict=True):
-            values[tensor] = _declared(result, tensor)
+    def _plan(self, layers: Sequence[Layer]) -> list[_Line | _Single]:
+        """Lines as long as they can be, and what stands between them."""
+        items: list[_Line | _Single] = []
+        line: list[Layer] = []
 
-    def _device_layers(
-        self, index: int, layers: list[Layer], values: Values, watch: Watch | None
-    ) -> None:
+        def end() -> None:
+            if line:
+                items.append(self._line(list(line)))
+                line.clear()
+
+        for layer in layers:
+            single = self._single(layer)
+            if single is not None:
+                end()
+                items.append(single)
+                continue
+            made = {t for other in line for t in other.outputs if t.place != "host"}
+            if any(t in made for t in host_reads(layer)):
+                end()
+            line.append(layer)
+        end()
+        return items
+
+    def _single(self, layer: Layer) -> _Single | None:
+        """The layer by itself, where it cannot be part of a line."""
+        if layer.nodes[0].bodies:
+            try:
+                return self._control(layer)
+            except UnsupportedError as err:
+                return self._fallback(layer, str(err))
+        if sequences.handles(layer):
+            return self._sequence(layer)
+        on_host = layer.outputs and all(t.place == "host" for t in layer.outputs)
+        if find_lowering(layer) is None and not on_host:
+            return self._fallback(layer, f"{layer.nodes[0].op} has no GPU kernel")
+        tensors = [t for n in layer.nodes for t in (*n.reads(), *n.writes())]
+        if any(t.dtype is DType.STRING or t.container != "tensor" for t in tensors):
+            return self._fallback(layer, "strings and sequences live on the host")
+        return None
+
+    def _line(self, layers: list[Layer]) -> _Line:
         inputs = _inputs(layers)
-        key = tuple(_key(values[t], t) for t in inputs)
-        known = self._stretches.setdefault(index, OrderedDict())
+        read = frozenset(t for layer in layers for t in host_reads(layer)) & frozenset(inputs)
+        inside = set(map(id, layers))
+        outside = [x for x in self._layers if id(x) not in inside]
+        wanted = {t for layer in outside for t in layer.inputs} | set(self.network.outputs)
+        made = dict.fromkeys(t for layer in layers for t in layer.outputs)
+        return _Line(layers, inputs, read, [t for t in made if t in wanted])
+
+    def _run_line(self, item: _Line, values: Values, watch: Watch | None) -> bool:
+        for tensor in item.read:
+            values[tensor] = self._values.download(values[tensor])
+        key = tuple(_key(values[t], t.place == "host" or t in item.read) for t in item.inputs)
+        known = item.stretches
         if key not in known or known[key].closed:
-            memory = self._memories.setdefault(index, Arena())
-            made = self._record(layers, inputs, values, memory)
-            if made is None:  # a layer turned out to need the host
-                self._items[index : index + 1] = self._split(layers, inputs, values)
-                self._stretches = {i: s for i, s in self._stretches.items() if i < index}
-                for later in [i for i in self._memories if i >= index]:
-                    self._memories.pop(later).close()
-                self._hosts = {i: h for i, h in self._hosts.items() if i < index}
-                self._resume(index, values, watch)
-                return
+            made = self._record(item, values)
+            if made is None:
+                return False
             known[key] = made
             while len(known) > _KEPT_SHAPES:
                 known.popitem(last=False)[1].close()
         known.move_to_end(key)
         known[key].run(values, watch)
+        return True
 
-    def _resume(self, index: int, values: Values, watch: Watch | None) -> None:
-        """Run what the item at `index` was split into; `run` goes on behind it."""
-        item = self._items[index]
-        if isinstance(item, Layer):
-            self._host_layer(index, item, values, watch)
-        else:
-            self._device_layers(index, item, values, watch)
-
-    def _record(
-        self, layers: list[Layer], inputs: list[Tensor], values: Values, memory: Arena
-    ) -> Stretch | None:
-        wanted = self._wanted(layers)
+    def _record(self, item: _Line, values: Values) -> Stretch | None:
         try:
             return Stretch(
-                layers, inputs, wanted, values, self._weights, self._stream, self._tuning, memory,
-                self._cuda_graph, self.tune,
-            )  # fmt: skip
+                item.layers,
+                item.inputs,
+                item.wanted,
+                values,
+                self._weights,
+                self._stream,
+                self._tuning,
+                item.memory,
+                self._cuda_graph,
+                self._root.tune,
+                item.read,
+            )
         except UnsupportedError as err:
-            self._failed = getattr(err, "layer", layers[0])
-            self.on_host[self._failed.name] = str(err)
+            self._failed = getattr(err, "layer", item.layers[0]), str(err)
             return None
 
-    def _split(
-        self, layers: list[Layer], inputs: list[Tensor], values: Values
-    ) -> list[Layer | list[Layer]]:
-        """The layers before the one that failed, that one alone, and those behind it."""
-        at = layers.index(self._failed)
-        parts: list[Layer | list[Layer]] = [layers[:at], self._failed, layers[at + 1 :]]
-        return [p for p in parts if isinstance(p, Layer) or p]
+    def _split(self, position: int, item: _Line) -> None:
+        """Replace a line by what stands before the layer that failed, that one, and the rest."""
+        item.memory.close()
+        failed, reason = self._failed
+        at = item.layers.index(failed)
+        before, behind = item.layers[:at], item.layers[at + 1 :]
+        self._items[position : position + 1] = [
+            *([self._line(before)] if before else []),
+            self._fallback(failed, reason),
+            *([self._line(behind)] if behind else []),
+        ]
 
-    def _wanted(self, layers: list[Layer]) -> list[Tensor]:
-        """What later items, or the caller, read of these layers."""
-        inside = set(map(id, layers))
-        made = {t for layer in layers for t in layer.outputs}
-        outside = [x for x in self.network.layers if id(x) not in inside]
-        read = {t for layer in outside for t in layer.inputs} | set(self.network.outputs)
-        return [t for t in made if t in read]
+    def _fallback(self, layer: Layer, reason: str) -> _Single:
+        """Run one layer with its CPU tactic on copies."""
+        if layer.name not in self.on_host:
+            _LOG.warning("layer %r runs on the host: %s", layer.name, reason)
+        self.on_host[layer.name] = reason
+        program: list[Program] = []
+
+        def launch(values: Values, watch: Watch | None) -> None:
+            if not program:
+                program.append(
+                    Program(Network("host", layer.inputs, layer.outputs, [layer]), _HOST)
+                )
+            given = (self._values.download(values[t]) for t in layer.inputs)
+            arguments = [_stored(v, t) for v, t in zip(given, layer.inputs, strict=True)]
+            results = program[0].run(arguments, watch)
+            for tensor, result in zip(layer.outputs, results, strict=True):
+                values[tensor] = _declared(result, tensor)
+
+        return _Single(layer, launch)
+
+    def _sequence(self, layer: Layer) -> _Single:
+        def launch(values: Values, watch: Watch | None) -> None:
+            results = sequences.run(layer, lambda t: self._value(values, t), self._values)
+            values.update(zip(layer.outputs, results, strict=True))
+            if watch is not None:
+                watch(layer, [self._values.download(r) for r in results])
+
+        return _Single(layer, launch)
+
+    def _control(self, layer: Layer) -> _Single:
+        """If, Loop or Scan over programs of its bodies."""
+        (node,) = layer.nodes
+        programs = {
+            name: CudaProgram(body, self._weights, self._tuning, self._cuda_graph, self)
+            for name, body in node.bodies.items()
+        }
+        self._bodies += programs.values()
+        constants = {t: t.constant.array() for t in node.reads() if t.constant is not None}
+        plain, watched = drive_bodies(layer, programs, constants, self._values)
+
+        def launch(values: Values, watch: Watch | None) -> None:
+            arguments = [values[t] for t in layer.inputs]
+            results = plain(*arguments) if watch is None else watched(watch, *arguments)
+            values.update(zip(layer.outputs, results, strict=True))
+            if watch is not None:
+                watch(layer, [self._values.download(r) for r in results])
+
+        return _Single(layer, launch)
 
     def close(self) -> None:
         """Free device memory and the stream."""
-        for memory in self._memories.values():
-            memory.close()
-        self._stretches.clear()
-        if self._stream:
+        for body in self._bodies:
+            body.close()
+        for item in self._items:
+            if isinstance(item, _Line):
+                item.memory.close()
+        if self._stream and self._parent is None:
+            self._values.pool.close()
             driver.destroy_stream(self._stream)
             self._stream = 0
-
-
-def _items(layers: Sequence[Layer]) -> list[Layer | list[Layer]]:
-    """Stretches of layers that may run on the device, and single layers that cannot."""
-    items: list[Layer | list[Layer]] = []
-    for layer in layers:
-        on_host = layer.outputs and all(t.place == "host" for t in layer.outputs)
-        if find_lowering(layer) is None and not on_host:
-            items.append(layer)
-        elif items and isinstance(items[-1], list):
-            items[-1].append(layer)
-        else:
-            items.append([layer])
-    return items
 
 
 def _inputs(layers: Sequence[Layer]) -> list[Tensor]:
@@ -213,20 +329,24 @@ def _inputs(layers: Sequence[Layer]) -> list[Tensor]:
     return [t for t in reads if t not in made]
 
 
-def _key(value: Any, tensor: Tensor) -> Any:
+def _key(value: Any, by_value: bool) -> Any:
     """What a recording depends on: the shape, and the value where shapes follow from it."""
-    if tensor.place == "host" and isinstance(value, np.ndarray):
+    if by_value and isinstance(value, np.ndarray):
         return value.shape, value.tobytes()
     return tuple(value.shape)
 
 
 def _stored(value: Any, tensor: Tensor) -> Any:
+    if isinstance(value, list):
+        return [_stored(v, tensor) for v in value]
     if isinstance(value, np.ndarray) and tensor.dtype is not None:
         return load(value, tensor.dtype, wide=False)
     return value
 
 
 def _declared(value: Any, tensor: Tensor) -> Any:
+    if isinstance(value, list):
+        return [_declared(v, tensor) for v in value]
     if isinstance(value, np.ndarray) and tensor.dtype not in (None, DType.STRING):
         assert tensor.dtype is not None
         return unload(value, tensor.dtype)

@@ -16,7 +16,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -26,23 +26,77 @@ from polytool.backends.native.cuda.buffers import Dims, Storage, View
 from polytool.backends.native.kernels.pointwise import copy
 from polytool.backends.native.kernels.source import C_TYPES, Candidate, LibraryRequest
 from polytool.backends.native.kernels.transpose import Transpose
-from polytool.backends.native.network import Layer, Tensor
+from polytool.backends.native.network import Layer, Node, Tensor
 from polytool.backends.native.shapes import ShapePass
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType
 
 Lowering = Callable[["Recorder", Layer], None]
+Expansion = Callable[[Node], "list[Layer] | None"]
 _lowerings: dict[str, Lowering] = {}
+_general: dict[str, Lowering] = {}
+_expansions: dict[str, Expansion] = {}
+_reads: dict[str, tuple[int, ...]] = {}
 
 
-def lowering(*ops: str) -> Callable[[Lowering], Lowering]:
-    """Register how layers that begin with one of `ops` run on the GPU."""
+def lowering(
+    *ops: str, domain: str = "", reads: tuple[int, ...] | None = None, general: bool = False
+) -> Callable[[Lowering], Lowering]:
+    """Register how layers that begin with one of `ops` run on the GPU.
+
+    Args:
+        domain: of the operators; those of com.microsoft are found without it.
+        reads: inputs whose values it must know; what the operator itself declares by default.
+        general: a slower form, for what the other lowering of the operator refuses.
+    """
+    names = [f"{domain}:{op}" if domain else op for op in ops]
 
     def register(function: Lowering) -> Lowering:
-        _lowerings.update(dict.fromkeys(ops, function))
+        (_general if general else _lowerings).update(dict.fromkeys(names, function))
+        if reads is not None:
+            _reads.update(dict.fromkeys(names, reads))
         return function
 
     return register
+
+
+def expansion(*ops: str) -> Callable[[Expansion], Expansion]:
+    """Register what layers stand for a node of one of `ops`; None leaves it as it is.
+
+    That is how an operator runs whose result has a size that data decides: one layer counts, the
+    next reads the count.
+    """
+
+    def register(function: Expansion) -> Expansion:
+        _expansions.update(dict.fromkeys(ops, function))
+        return function
+
+    return register
+
+
+def expand(layer: Layer) -> list[Layer]:
+    """The layers that the device runs in place of `layer`."""
+    _load()
+    (node, *more) = layer.nodes
+    function = _expansions.get(_key(node))
+    parts = function(node) if function is not None and not more else None
+    return [layer] if parts is None else parts
+
+
+def host_reads(layer: Layer) -> list[Tensor]:
+    """The inputs, constants left out, whose values are needed to record a layer."""
+    found: list[Tensor] = []
+    for node in layer.nodes:
+        operator = node.operator
+        default = operator.host if operator is not None else ()
+        places = _reads.get(_key(node), default)
+        chosen = (node.inputs[i] for i in places if i < len(node.inputs))
+        found += [t for t in chosen if t is not None and t.constant is None]
+    return found
+
+
+def _key(node: Node) -> str:
+    return node.op if node.domain in ("", "com.microsoft") else f"{node.domain}:{node.op}"
 
 
 @cache
@@ -57,13 +111,40 @@ def find_lowering(layer: Layer) -> Lowering | None:
     """How `layer` runs on the GPU, if it does."""
     _load()
     node = layer.nodes[0]
-    if node.bodies or node.domain not in ("", "com.microsoft"):
+    if node.bodies:
         return None
-    found = _lowerings.get(node.op)
+    found = _lowerings.get(_key(node)) or _general.get(_key(node))
     operator = node.operator
     if found is None and operator is not None and operator.pointwise:
         return _lowerings.get("pointwise")
     return found
+
+
+def _attempts(function: Lowering, layer: Layer) -> list[Lowering]:
+    """How a layer may be recorded, the best way first."""
+    general = _general.get(_key(layer.nodes[0]))
+    found = [function] if general in (None, function) else [function, general]
+    return [*found, _one_by_one] if len(layer.nodes) > 1 else found
+
+
+def _one_by_one(rec: Recorder, layer: Layer) -> None:
+    """The nodes of a fused layer as layers; nothing is rounded to 16 bits between them."""
+    held: dict[Tensor, Tensor] = {}
+    for node in layer.nodes:
+        rec.shapes.node(node)
+        for tensor in node.writes():
+            if tensor not in layer.outputs:
+                wide = DType.FLOAT if tensor.dtype in _REDUCED and node.op != "Cast" else None
+                held[tensor] = rec.temporary(wide or tensor.dtype, rec.shape(tensor), tensor.name)
+        changed = replace(
+            node,
+            inputs=[t if t is None else held.get(t, t) for t in node.inputs],
+            outputs=[t if t is None else held.get(t, t) for t in node.outputs],
+        )
+        rec.lower(Layer.single(changed))
+
+
+_REDUCED = (DType.FLOAT16, DType.BFLOAT16)
 
 
 @dataclass
@@ -100,6 +181,7 @@ class Recorder:
     steps: list[Step] = field(default_factory=list)
     views: dict[Tensor, View] = field(default_factory=dict)
     _layer: Layer | None = None
+    _depth: int = 0
     _copies: dict[tuple[View, tuple[int, ...]], View] = field(default_factory=dict)
     _families: dict[Lowering, dict[Hashable, list[Layer]]] = field(default_factory=dict)
 
@@ -114,9 +196,26 @@ class Recorder:
         function = find_lowering(layer)
         if function is None:
             raise UnsupportedError(f"{layer.nodes[0].op} has no GPU kernel")
-        self._layer = layer
-        with self.attempt():
-            function(self, layer)
+        if not self._depth:
+            self._layer = layer
+        self._depth += 1
+        try:
+            for way in _attempts(function, layer):
+                try:
+                    with self.attempt():
+                        way(self, layer)
+                    return
+                except UnsupportedError as err:
+                    refused = err
+            raise refused
+        finally:
+            self._depth -= 1
+
+    def temporary(self, dtype: DType | None, shape: Dims, name: str = "") -> Tensor:
+        """A tensor between the kernels of one layer."""
+        tensor = Tensor(name, dtype, shape)
+        self.shapes.shapes[tensor] = tuple(shape)
+        return tensor
 
     @contextmanager
     def attempt(self) -> Iterator[None]:

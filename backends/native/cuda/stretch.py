@@ -73,6 +73,7 @@ class Stretch:
         memory: Arena,
         cuda_graph: bool = True,
         tune: bool = True,
+        read: frozenset[Tensor] = frozenset(),
     ) -> None:
         self.stream, self.device, self._weights, self._memory = (
             stream, weights.device, weights, memory,
@@ -80,8 +81,8 @@ class Stretch:
         self.closed = False
         self._graph: driver.Graph | None = None
         self._layers = list(layers)
-        recorder = _record(layers, inputs, values)
-        self._host = {t: v for t, v in recorder.shapes.values.items() if t not in values}
+        recorder = _record(layers, inputs, values, read)
+        self._host = {t: v for t, v in recorder.shapes.values.items() if t not in inputs}
         self._views = recorder.views
         self._inputs = [(t, recorder.views[t]) for t in inputs if t in recorder.views]
         self._outputs = [
@@ -257,16 +258,21 @@ class Stretch:
 
 
 def _record(
-    layers: Sequence[Layer], inputs: Sequence[Tensor], values: dict[Tensor, Any]
+    layers: Sequence[Layer],
+    inputs: Sequence[Tensor],
+    values: dict[Tensor, Any],
+    read: frozenset[Tensor],
 ) -> Recorder:
     shapes = {t: tuple(values[t].shape) for t in inputs}
     known = {
-        t: values[t] for t in inputs if isinstance(values[t], np.ndarray) and t.place == "host"
+        t: values[t]
+        for t in inputs
+        if isinstance(values[t], np.ndarray) and (t.place == "host" or t in read)
     }
     walker = ShapePass(shapes, known)
     recorder = Recorder(walker, layers)
     for tensor in inputs:
-        if tensor not in known and tensor.dtype is not None:
+        if (tensor not in known or tensor.place != "host") and tensor.dtype is not None:
             recorder.views[tensor] = View.new(tensor.dtype, shapes[tensor])
     for layer in layers:
         walker.run([layer])

@@ -15,7 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from polytool.backends.native.kernels.source import C_TYPES, compute_type
+from polytool.backends.native.kernels.source import (
+    C_TYPES,
+    SMALL_FLOATS,
+    SMALL_INTEGERS,
+    compute_type,
+)
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType
 
@@ -315,7 +320,8 @@ def _expression(tree: Tree, step: Step, values: Sequence[str]) -> str:
     if step.op == "Cast":
         (source,) = step.args
         assert source is not None
-        return _cast(values[source], tree.dtype(source), step.dtype)
+        how = {k: v for k, v in _plain(attrs).items() if k in ("saturate", "round_mode")}
+        return _cast(values[source], tree.dtype(source), step.dtype, **how)
     if step.op not in _EMIT:
         raise UnsupportedError(
             f"{step.op} cannot stand in a generated pointwise kernel; run it as a layer of its own"
@@ -335,14 +341,35 @@ def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v.decode() if isinstance(v, bytes) else v for k, v in attrs.items()}
 
 
-def _cast(value: str, source: DType, target: DType) -> str:
+_SATURATED = {
+    DType.FLOAT8E4M3FN: 448.0,
+    DType.FLOAT8E4M3FNUZ: 240.0,
+    DType.FLOAT8E5M2: 57344.0,
+    DType.FLOAT8E5M2FNUZ: 57344.0,
+}
+_E8M0_MODES = {"up": 0, "nearest": 1, "down": 2}
+
+
+def _cast(
+    value: str, source: DType, target: DType, saturate: int = 1, round_mode: str = "up"
+) -> str:
     """ONNX Cast: float to integer truncates, anything to bool compares, to 16 bits rounds."""
-    ctype = compute_type(target)
-    if target in REDUCED:
-        kind = C_TYPES[target]
-        return f"to_float(narrow<{kind}>({value}))"
+    ctype, kind = compute_type(target), C_TYPES[target]
+    if target in REDUCED or target in SMALL_FLOATS:
+        if source.is_integer and source.bits >= 32:
+            value = f"(double){value}"  # rounded once
+        if target is DType.FLOAT8E8M0:
+            mode, sure = _E8M0_MODES[round_mode], "true" if saturate else "false"
+            return f"widen(to_e8m0<{mode}, {sure}>({value}))"
+        limit = _SATURATED.get(target)
+        if saturate and limit is not None:
+            value = f"saturated((double){value}, {limit})"
+        return f"widen(narrow<{kind}>({value}))"
     if target is DType.BOOL:
         return f"({value} != 0)"
+    if target in SMALL_INTEGERS:
+        whole = f"float_to_integer<i64>({value})" if source.is_float else value
+        return f"widen(narrow<{kind}>({whole}))"
     if source.is_float and target.is_integer:
         return f"float_to_integer<{ctype}>({value})"
     return f"({ctype}){value}"

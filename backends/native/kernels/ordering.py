@@ -25,11 +25,12 @@ _CHUNK = 1024
 
 @dataclass(frozen=True)
 class CumSum:
-    """Running sums along an axis. Buffers: input, output."""
+    """Running sums, or products, along an axis. Buffers: input, output."""
 
     dtype: DType
     exclusive: bool = False
     reverse: bool = False
+    product: bool = False
 
     def kernels(self) -> tuple[Kernel, ...]:
         """Every kernel that `plan` can ask for."""
@@ -58,6 +59,8 @@ def _scan(op: CumSum) -> Kernel:
         "ACC": compute_type(op.dtype),
         "EXCLUSIVE": int(op.exclusive),
         "REVERSE": int(op.reverse),
+        "JOIN(a, b)": "((a) * (b))" if op.product else "((a) + (b))",
+        "NEUTRAL": int(op.product),
     }
     return assemble("scan", "scan", defines=defines, threads=_THREADS)
 

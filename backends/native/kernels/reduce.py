@@ -117,6 +117,8 @@ def _kernel(op: Reduce, column: bool, share: int) -> Kernel:
     kind = KINDS[op.op]
     real = op.dtype.is_float
     acc = source if not real or op.dtype is DType.DOUBLE else "float"
+    if kind == "LOG_SUM_EXP" and not real:
+        acc = "double"
     low, high = ("-INFINITY", "INFINITY") if real else _LIMITS[source]
     neutral = {"MAXIMUM": low, "MINIMUM": high, "PRODUCT": "1"}.get(kind, "0")
     defines: dict[str, str | int] = {

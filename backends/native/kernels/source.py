@@ -26,15 +26,33 @@ C_TYPES = {
     DType.INT64: "long long",
     DType.UINT64: "unsigned long long",
     DType.BOOL: "bool",
+    DType.FLOAT8E4M3FN: "float8e4m3fn_t",
+    DType.FLOAT8E4M3FNUZ: "float8e4m3fnuz_t",
+    DType.FLOAT8E5M2: "float8e5m2_t",
+    DType.FLOAT8E5M2FNUZ: "float8e5m2fnuz_t",
+    DType.FLOAT8E8M0: "float8e8m0_t",
+    DType.FLOAT4E2M1: "float4e2m1_t",
+    DType.FLOAT6E2M3: "float6e2m3_t",
+    DType.FLOAT6E3M2: "float6e3m2_t",
+    DType.INT4: "int4_t",
+    DType.UINT4: "uint4_t",
+    DType.INT2: "int2_t",
+    DType.UINT2: "uint2_t",
 }
-"""The element types that kernels compute with."""
+"""The element types that kernels compute with; those of less than a byte take one."""
+SMALL_INTEGERS = frozenset({DType.INT4, DType.UINT4, DType.INT2, DType.UINT2})
+SMALL_FLOATS = frozenset(
+    d for d in C_TYPES if d.is_float and d.label.startswith(("float8", "float6", "float4"))
+)
 UNSIGNED = {1: DType.UINT8, 2: DType.UINT16, 4: DType.UINT32, 8: DType.UINT64}
 """The type that moves elements of so many bytes."""
 
 
 def compute_type(dtype: DType) -> str:
     """The C type in which values of `dtype` are held in registers."""
-    return "float" if dtype in (DType.FLOAT16, DType.BFLOAT16) else C_TYPES[dtype]
+    if dtype.is_float and dtype is not DType.DOUBLE:
+        return "float"
+    return "int" if dtype in SMALL_INTEGERS else C_TYPES[dtype]
 
 
 def item_size(dtype: DType) -> int:
@@ -77,9 +95,11 @@ def assemble(
     """A kernel: the prelude and the math, macros, generated `code`, then templates in order."""
     macros = {"KERNEL": name, "MAX_THREADS": threads, **(defines or {})}
     lines = [f"#define {key} {value}" for key, value in macros.items()]
-    common = (template("prelude"), template("math"))
-    parts = [*common, "\n".join(lines), code, *(template(t) for t in templates)]
-    return Kernel(name, "\n".join(parts) + "\n", threads, contract)
+    common = [template("prelude"), template("math")]
+    parts = ["\n".join(lines), code, *(template(t) for t in templates)]
+    if any(C_TYPES[d] in part for d in SMALL_FLOATS | SMALL_INTEGERS for part in parts):
+        common.append(template("small"))
+    return Kernel(name, "\n".join((*common, *parts)) + "\n", threads, contract)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 from polytool.backends.native.kernels.expr import Step, Tree, emit
 from polytool.backends.native.kernels.gather import blocks, check_size
 from polytool.backends.native.kernels.pointwise import dense
+from polytool.backends.native.kernels.reduce import _LIMITS
 from polytool.backends.native.kernels.source import (
     C_TYPES,
     UNSIGNED,
@@ -155,6 +156,7 @@ class Resize:
     """
 
     dtype: DType
+    rounds: bool = False  # integers are rounded and saturated, not truncated
 
     def kernels(self) -> tuple[Kernel, ...]:
         """Every kernel that `plan` can ask for."""
@@ -186,4 +188,15 @@ class Resize:
 
 @cache
 def _resize(op: Resize) -> Kernel:
-    return assemble("resize", "resize", defines={"T": C_TYPES[op.dtype]})
+    kind = C_TYPES[op.dtype]
+    low, high = _LIMITS.get(kind, ("0", "0"))
+    rounded = f"fmin(fmax(rint(sum), (double){low}), (double){high})"
+    return assemble(
+        "resize",
+        "resize",
+        defines={
+            "T": kind,
+            "SUM": "double" if op.dtype is DType.DOUBLE else "float",
+            "RESULT": rounded if op.rounds and kind in _LIMITS else "sum",
+        },
+    )

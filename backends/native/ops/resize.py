@@ -226,6 +226,54 @@ def _extrapolate(
     return y
 
 
+def resize_tables(
+    dims: Ints,
+    roi: Array | None = None,
+    scales: Array | None = None,
+    sizes: Array | None = None,
+    *,
+    antialias: int = 0,
+    axes: Ints | None = None,
+    coordinate_transformation_mode: str = "half_pixel",
+    cubic_coeff_a: float = -0.75,
+    exclude_outside: int = 0,
+    keep_aspect_ratio_policy: str = "stretch",
+    mode: str = "nearest",
+    nearest_mode: str = "round_prefer_floor",
+) -> list[tuple[Array, Array]]:
+    """For each dimension the positions and weights (out, taps) that a result is the sum of.
+
+    A position of -1 says that the result lies outside of the image.
+    """
+    plan = _plan(dims, roi, scales, sizes, axes, keep_aspect_ratio_policy)
+    tables = []
+    for axis, size in enumerate(dims):
+        a = plan.get(axis)
+        if a is None:
+            tables.append((np.arange(size)[:, None], np.ones((size, 1), _F)))
+            continue
+        places = _coordinates(a, coordinate_transformation_mode)
+        if mode == "nearest":
+            index = np.clip(_nearest(places, nearest_mode, a), 0, a.size - 1)[:, None]
+            weights = np.ones(index.shape, _F)
+        elif a.size == a.out and np.array_equal(places, np.arange(a.size)):
+            index, weights = np.arange(size)[:, None], np.ones((size, 1), _F)
+        else:
+            index, weights = _taps(
+                places,
+                a,
+                {"linear": 1, "cubic": 2}[mode],
+                cubic_coeff_a,
+                antialias=bool(antialias),
+                exclude_outside=bool(exclude_outside),
+            )
+        if coordinate_transformation_mode == "tf_crop_and_resize":
+            outside = (places < 0) | (places > a.size - 1)
+            index = np.where(outside[:, None], -1, index)
+        tables.append((index, weights))
+    return tables
+
+
 @shape("Resize")
 def resize_shape(
     x: Arg,

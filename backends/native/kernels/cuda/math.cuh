@@ -4,6 +4,8 @@ DEVICE double propagating_max(double a, double b) { return a != a ? a : (b != b 
 DEVICE float propagating_min(float a, float b) { return a != a ? a : (b != b ? b : fminf(a, b)); }
 DEVICE double propagating_min(double a, double b) { return a != a ? a : (b != b ? b : fmin(a, b)); }
 
+// NaN stays
+DEVICE double saturated(double x, double limit) { return x > limit ? limit : x < -limit ? -limit : x; }
 DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 DEVICE double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 DEVICE float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }

@@ -141,7 +141,18 @@ template <> struct narrow_to<half_t> {
     static DEVICE half_t of(double v) { return to_half(v); }
     template <typename S> static DEVICE half_t of(S v) { return to_half((float)v); }
 };
-template <> struct narrow_to<bfloat_t> { template <typename S> static DEVICE bfloat_t of(S v) { return to_bfloat((float)v); } };
+// float64 to float32, rounded to odd, so that a second rounding gives what one would
+DEVICE float round_odd(double v) {
+    float f = (float)v;
+    if (v != v || (double)f == v) return f;
+    u32 bits = __float_as_uint(f);
+    if (fabs((double)f) > fabs(v)) bits--;
+    return __uint_as_float(bits | 1);
+}
+template <> struct narrow_to<bfloat_t> {
+    static DEVICE bfloat_t of(double v) { return to_bfloat(round_odd(v)); }
+    template <typename S> static DEVICE bfloat_t of(S v) { return to_bfloat((float)v); }
+};
 template <> struct narrow_to<bool> { template <typename S> static DEVICE bool of(S v) { return v != 0; } };
 template <typename T, typename S> DEVICE T narrow(S v) { return narrow_to<T>::of(v); }
 

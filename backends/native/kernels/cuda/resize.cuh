@@ -1,6 +1,6 @@
 // Resize: nearest, linear and cubic along up to five dimensions, from tables made on the host: for
 // each dimension and output position TAPS input positions (below zero: outside) and their weights.
-// Macros: T, TAPS.
+// Macros: T, SUM (the type of the sum), RESULT (what is stored of it).
 struct resize_shape { dims out; strides x; int table[8], taps[8]; float outside; };
 GLOBAL(KERNEL, MAX_THREADS)(u32 units, resize_shape g, const T* x, const int* where, const float* weights, T* y) {
     release_successor();
@@ -27,7 +27,7 @@ GLOBAL(KERNEL, MAX_THREADS)(u32 units, resize_shape g, const T* x, const int* wh
             y[unit] = x[from];
             continue;
         }
-        float sum = 0;
+        SUM sum = 0;
         for (int n = 0; n < combinations; n++) {
             int left = n;
             i64 from = 0;
@@ -38,8 +38,8 @@ GLOBAL(KERNEL, MAX_THREADS)(u32 units, resize_shape g, const T* x, const int* wh
                 from += where[tap] * g.x.step[d];
                 weight *= weights[tap];
             }
-            sum += weight * (float)widen(x[from]);
+            sum += (SUM)weight * (SUM)widen(x[from]);
         }
-        y[unit] = narrow<T>(sum);
+        y[unit] = narrow<T>(RESULT);
     }
 }
