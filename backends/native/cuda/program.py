@@ -120,10 +120,10 @@ class CudaProgram:
 
     def whole(self) -> Stretch | None:
         """The stretch that ran last, where it is the whole network and only shapes decide it."""
-        (first, *more) = self._items or [None]
-        if more or not isinstance(first, _Line) or first.read or not first.stretches:
+        only = self._items[0] if len(self._items) == 1 else None
+        if not isinstance(only, _Line) or only.read or not only.stretches:
             return None
-        return next(reversed(first.stretches.values()))
+        return next(reversed(only.stretches.values()))
 
     def run(
         self, inputs: Sequence[Any], watch: Watch | None = None, *, on_device: bool = False
