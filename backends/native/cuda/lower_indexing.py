@@ -162,11 +162,11 @@ def reverse_sequence(rec: Recorder, layer: Layer) -> None:
     )
     steps = tuple(math.prod(x.shape[d + 1 :]) for d in range(len(x.shape)))
     body = """
-        const i64 length = lengths[at[BATCH]], t = at[TIME];
+        const i64 length = min((i64)lengths[at[BATCH]], steps), t = at[TIME];
         y[unit] = x[(i64)unit + (t < length ? (length - 1 - 2 * t) * step : 0)];"""
     compute(
         rec, node.op, x.shape, {"x": x, "lengths": lengths}, {"y": rec.output(output)}, body,
-        defines={"BATCH": batch, "TIME": time}, step=steps[time],
+        defines={"BATCH": batch, "TIME": time}, step=steps[time], steps=x.shape[time],
     )  # fmt: skip
 
 

@@ -187,7 +187,8 @@ def roi_align(rec: Recorder, layer: Layer) -> None:
         i64 counts[2];
         for (int d = 0; d < 2; d++)
             counts[d] = ratio > 0 ? ratio : (i64)ceil(edge[d][1] / (double)bins[d]);
-        const T_x* image = x + ((i64)images[at[0]] * channels + at[1]) * rows * columns;
+        const i64 number = min(max((i64)images[at[0]], (i64)0), count - 1);
+        const T_x* image = x + (number * channels + at[1]) * rows * columns;
         double total = LARGEST ? -INFINITY : 0.0;
         for (i64 i = 0; i < counts[0]; i++)
             for (i64 j = 0; j < counts[1]; j++) {
@@ -216,15 +217,16 @@ def roi_align(rec: Recorder, layer: Layer) -> None:
                 }
                 total = LARGEST ? fmax(total, sample) : total + sample;
             }
-        const double count = (double)(counts[0] * counts[1]);
-        y[unit] = narrow<T_y>(count > 0 ? (LARGEST ? total : total / count) : 0.0);"""
+        const double samples = (double)(counts[0] * counts[1]);
+        y[unit] = narrow<T_y>(samples > 0 ? (LARGEST ? total : total / samples) : 0.0);"""
     shape = rec.shape(output)
     compute(
         rec, node.op, shape, {"x": x, "rois": rois, "images": images}, {"y": rec.output(output)},
         body,
         defines={"HALF": int(half), "LARGEST": int(largest)},
         scale=float(a.get("spatial_scale", 1.0)), ratio=int(a.get("sampling_ratio", 0)),
-        height=shape[2], width=shape[3], rows=x.shape[2], columns=x.shape[3], channels=x.shape[1],
+        height=shape[2], width=shape[3], rows=x.shape[2], columns=x.shape[3],
+        channels=x.shape[1], count=x.shape[0],
     )  # fmt: skip
 
 
@@ -244,7 +246,8 @@ def max_roi_pool(rec: Recorder, layer: Layer) -> None:
             from[d] = min(max((i64)floorf((float)bin[d] * step) + start, (i64)0), sizes[d]);
             to[d] = min(max((i64)ceilf((float)(bin[d] + 1) * step) + start, (i64)0), sizes[d]);
         }
-        const T_x* image = x + ((i64)widen(rois[at[0] * 5]) * channels + at[1]) * rows * columns;
+        const i64 number = min(max((i64)widen(rois[at[0] * 5]), (i64)0), count - 1);
+        const T_x* image = x + (number * channels + at[1]) * rows * columns;
         bool any = false;
         R_x best = 0;
         for (i64 i = from[0]; i < to[0]; i++)
@@ -258,6 +261,7 @@ def max_roi_pool(rec: Recorder, layer: Layer) -> None:
         rec, node.op, shape, {"x": x, "rois": rois}, {"y": rec.output(output)}, body,
         scale=float(node.attrs.get("spatial_scale", 1.0)), height=shape[2], width=shape[3],
         rows=x.shape[2], columns=x.shape[3], channels=x.shape[1],
+        count=x.shape[0],
     )  # fmt: skip
 
 
@@ -335,7 +339,7 @@ def max_unpool(rec: Recorder, layer: Layer) -> None:
         for (int d = DIMS - 1; d >= 0; d--) {
             const i64 i = rest % natural.step[d];
             rest /= natural.step[d];
-            inside &= i < size.step[d];
+            inside &= i >= 0 && i < size.step[d];
             to += i * step;
             step *= size.step[d];
         }

@@ -327,7 +327,8 @@ def _loss(rec: Recorder, node: Node, logs: View, output: Tensor) -> None:
         views["weight"] = rec.view(weight)
     body = f"""
         const i64 c = target[unit];
-        const bool counted = {int(ignored is None)} || c != ignored;
+        const bool valid = c >= 0 && c < classes;  // a wrong class must not end the process
+        const bool counted = valid && ({int(ignored is None)} || c != ignored);
         R_factor f = counted ? (R_factor){"widen(weight[c])" if weight is not None else "1"} : 0;
         factor[unit] = f;
         const i64 place = (at[0] * classes + c) * inner + at[1];

@@ -22,7 +22,7 @@ from polytool.backends.native.memory import Lifetime, plan_arena
 from polytool.backends.native.network import Layer, Tensor
 from polytool.backends.native.program import Watch
 from polytool.backends.native.shapes import ShapePass
-from polytool.errors import UnsupportedError
+from polytool.errors import RunnerError, UnsupportedError
 
 
 class Arena:
@@ -283,4 +283,10 @@ def _record(
         except UnsupportedError as err:
             err.layer = layer  # type: ignore[attr-defined]  # tells the caller where to split
             raise
+        except (AssertionError, ValueError, IndexError, TypeError) as err:
+            found = ", ".join(f"{t.name}{list(walker.shape(t) or ())}" for t in layer.inputs)
+            raise RunnerError(
+                f"node {', '.join(layer.origin) or layer.name} ({layer.kind}) cannot run on inputs "
+                f"{found}: {err or 'they do not fit'}; check the input shapes"
+            ) from err
     return recorder

@@ -6,7 +6,11 @@ struct gather_shape {
     u32 size[8];       // of the data along the indexed dimensions
     int axis, depth;   // ELEMENTS: the axis; ND: length of an index
 };
-DEVICE i64 wrapped(i64 index, u32 size) { return index < 0 ? index + size : index; }
+// an index outside reads the nearest element: a wrong one must not end the process
+DEVICE i64 wrapped(i64 index, u32 size) {
+    if (index < 0) index += size;
+    return index < 0 ? 0 : index < (i64)size ? index : (i64)size - 1;
+}
 
 GLOBAL(KERNEL, MAX_THREADS)(u32 units, gather_shape g, i64 batch_step, const T* x, const T_INDEX* indices, T* y) {
     release_successor();

@@ -9,7 +9,11 @@ struct scatter_shape {
     u32 count;         // ELEMENTS: updates along the axis; ND: index rows
     i64 axis_step, update_step;
 };
-DEVICE i64 wrapped(i64 index, u32 size) { return index < 0 ? index + size : index; }
+// -1 for an index outside, whose update is dropped: a wrong one must not end the process
+DEVICE i64 wrapped(i64 index, u32 size) {
+    if (index < 0) index += size;
+    return index < 0 || index >= (i64)size ? -1 : index;
+}
 
 GLOBAL(KERNEL, MAX_THREADS)(u32 units, scatter_shape g, const T_INDEX* indices, const T* updates, T* y) {
     release_successor();
@@ -25,14 +29,21 @@ GLOBAL(KERNEL, MAX_THREADS)(u32 units, scatter_shape g, const T_INDEX* indices, 
             rest = next;
         }
         for (u32 i = 0; i < g.count; i++, from += g.update_step) {
-            T* at = y + to + wrapped(indices[from], g.size[0]) * g.axis_step;
+            const i64 index = wrapped(indices[from], g.size[0]);
+            if (index < 0) continue;
+            T* at = y + to + index * g.axis_step;
             *at = REDUCTION(*at, updates[from]);
         }
 #else
         for (u32 i = 0; i < g.count; i++) {
             i64 to = unit;
-            for (int d = 0; d < g.depth; d++) to += wrapped(indices[(i64)i * g.depth + d], g.size[d]) * g.y.step[d];
-            y[to] = REDUCTION(y[to], updates[(i64)i * units + unit]);
+            bool inside = true;
+            for (int d = 0; d < g.depth; d++) {
+                const i64 index = wrapped(indices[(i64)i * g.depth + d], g.size[d]);
+                inside &= index >= 0;
+                to += index * g.y.step[d];
+            }
+            if (inside) y[to] = REDUCTION(y[to], updates[(i64)i * units + unit]);
         }
 #endif
     }
