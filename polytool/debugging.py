@@ -98,7 +98,10 @@ def judge_of(
 
         return OnnxrtOracle(model), None
     if Path(against).suffix == ".onnx":
-        return NativeOracle(os.fspath(against)), None
+        from polytool.backends.native.correspondence import oracle_of
+        from polytool.model import load
+
+        return oracle_of(model, load(os.fspath(against))), None
     from polytool.results import RunResults
 
     runs = list(RunResults.load(against).values())
