@@ -114,6 +114,16 @@ class Observable(Runner):
         The array is only valid during the call. In a Loop or Scan a tap is seen once an iteration.
         """
 
+    def infer_until(self, feeds: Feeds, tap: Tap) -> Any:
+        """Run as an unobserved inference runs, on memory where nothing of earlier ones is left.
+
+        It ends with the layer that stores `tap`, which is not in a body.
+
+        Returns:
+            What `tap` holds then; None where observing and not observing are the same work.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class Trace:

@@ -102,6 +102,14 @@ class Finding:
         """The same row with what its error does to the outputs."""
         return self if contribution is None else replace(self, contribution=contribution)
 
+    def racing(self) -> Finding:
+        """The same row of a layer that computes other bits when nobody observes it."""
+        reason = (
+            "race: unobserved, it stores other bits than layer by layer: it reads before its "
+            "inputs are written, is not run at all, or reads what nothing has stored"
+        )
+        return replace(self, verdict=BROKEN, excess=None, reason=reason)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; numbers that JSON lacks are null."""
         return {

@@ -22,6 +22,7 @@ from polytool.backends.base import Feeds, LayerOracle, Observable, Tap
 from polytool.collection import paused_collection
 from polytool.comparators.findings import BROKEN, EXPECTED, SUSPICIOUS, Finding, Location
 from polytool.comparators.judge import NOTHING_FINITE, Judgement, judge, relative_l2
+from polytool.comparators.races import find_race, same_bits
 from polytool.comparators.slices import Slice, plan_slices
 from polytool.errors import UsageError
 
@@ -74,7 +75,7 @@ def locate(
 
 
 def _verdict(walk: _Walk, findings: Sequence[Finding]) -> str:
-    if walk.moved:
+    if walk.moved or walk.race is not None:
         return "race"
     found = {f.verdict for f in findings}
     return next((v for v in (BROKEN, SUSPICIOUS) if v in found), EXPECTED)
@@ -95,6 +96,7 @@ class _Walk:
         self.sums: dict[int, tuple[float, int]] = {}
         self.samples: list[Feeds] = []
         self.moved: list[str] = []
+        self.race: int | None = None
         self.errors: dict[str, float | None] = {}
         self.outputs: list[dict[str, Any]] = []
 
@@ -105,8 +107,10 @@ class _Walk:
         state = _Sample(self, number, feed)
         observed = self.runner.infer(feed, observe=state.see)
         for name, value in plain.items():
-            if not _same_bits(value, observed[name]):
+            if not same_bits(value, observed[name]):
                 self.moved.append(f"output {name!r} of sample {number} changes between runs")
+        if self.race is None:
+            self.race = find_race(self.runner, self.taps, self.slices, feed)
         self.outputs.append(observed)
         for name, value in observed.items():
             if name in state.exact and isinstance(value, np.ndarray):
@@ -129,7 +133,8 @@ class _Walk:
             tap, found = self.taps[index], self.worst[index]
             total, count = self.sums.get(index, (0.0, 0))
             mean = total / count if count else None
-            rows.append(found.finding(tap, index, mean, self.slices[index]))
+            row = found.finding(tap, index, mean, self.slices[index])
+            rows.append(row.racing() if index == self.race else row)
         return rows
 
     def error_of(self, finding: Finding, feed: Feeds) -> tuple[Any, Any]:
@@ -247,14 +252,6 @@ def _with_contributions(
 
 def _is_float(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind == "f"
-
-
-def _same_bits(a: Any, b: Any) -> bool:
-    if isinstance(a, list):
-        return isinstance(b, list) and len(a) == len(b) and all(map(_same_bits, a, b))
-    if not isinstance(a, np.ndarray) or a.dtype == object:
-        return bool(np.all(a == b))
-    return a.shape == b.shape and bool(a.tobytes() == b.tobytes())
 
 
 def _worse(a: float | None, b: float | None) -> float | None:

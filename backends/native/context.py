@@ -75,6 +75,17 @@ class ExecutionContext:
             values = self._program.run(inputs, self._watch(observe))
         return self._outputs(values, inputs)
 
+    def infer_until(self, feeds: Mapping[str, Any], tensor: Tensor) -> Any:
+        """What `tensor` holds on the GPU in an unobserved inference that ends with its layer.
+
+        None on the CPU, where observing changes nothing.
+        """
+        if self._replays is None:
+            return None
+        inputs = check_feeds(self.engine, feeds)
+        with np.errstate(all="ignore"), single_threaded_blas():
+            return self._program.run_until(inputs, tensor)  # type: ignore[union-attr]  # a CudaProgram
+
     def enqueue(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Start an inference on the GPU and return at once.
 

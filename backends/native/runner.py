@@ -110,6 +110,13 @@ class NativeRunner(Observable):
         finally:
             self._seconds = time.perf_counter() - start
 
+    def infer_until(self, feeds: Feeds, tap: Tap) -> Any:
+        """What `tap` holds in an unobserved inference that ends there; see `Observable`."""
+        self.activate()
+        assert self.context is not None
+        tensor = next(t for t, known in self._known_taps.items() if known == tap)
+        return self.context.infer_until(feeds, tensor)
+
     def _observer(self, observe: Observer) -> Any:
         """What the context calls for every stored tensor: `observe` for those that are taps."""
         known = self._known_taps

@@ -161,6 +161,22 @@ class CudaProgram:
             return results
         return [self._values.download(r) for r in results]
 
+    def run_until(self, inputs: Sequence[Any], tensor: Tensor) -> Any:
+        """What `tensor` holds in an unwatched run that ends with its layer; None for constants."""
+        self.run(inputs)  # whatever is needed is recorded then
+        values: Values = dict(zip(self.network.inputs, inputs, strict=True))
+        for item in self._items:
+            if isinstance(item, _Single):
+                item.launch(values, None)
+                if tensor in item.layer.outputs:
+                    return self._values.download(values[tensor])
+                continue
+            if any(tensor in layer.outputs for layer in item.layers):
+                values.update({t: self._values.download(values[t]) for t in item.read})
+                return next(reversed(item.stretches.values())).run_until(values, tensor)
+            self._run_line(item, values, None)
+        return None
+
     @staticmethod
     def _value(values: Values, tensor: Tensor) -> Any:
         return tensor.constant.array() if tensor.constant is not None else values[tensor]
