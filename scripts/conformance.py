@@ -3,7 +3,8 @@
     python scripts/conformance.py                                # the native engine, all cases
     python scripts/conformance.py --runner onnxrt --kind node --filter '^test_cast'
     python scripts/conformance.py --runner reference --json
-    python scripts/conformance.py --device cuda --precision fp32
+    python scripts/conformance.py --device cuda --jobs 8 --save results.jsonl
+    python scripts/conformance.py --device cuda --precision fp16 --against-cpu
 
 The suite is `onnx.backend.test` of the installed onnx package: node cases are generated in memory,
 the others lie in the package. Prints passes by kind and each failing case with its reason; exits
@@ -14,12 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import multiprocessing.connection
 import re
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from onnx import numpy_helper
 import polytool
 from polytool.backends.base import Feeds, Outputs, Runner
 
+_PATIENCE = 60  # seconds for a case
 KINDS = ("node", "simple", "pytorch-operator", "pytorch-converted", "real")
 DataSet = tuple[Sequence[Any], Sequence[Any]]
 MakeRunner = Callable[[onnx.ModelProto], Runner]
@@ -53,11 +57,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """What a case did: `reason` is None where it passed."""
+    """What a case did: `reason` is None where it passed.
+
+    Attributes:
+        on_host: layers that left the GPU, and why.
+    """
 
     name: str
     kind: str
     reason: str | None
+    on_host: dict[str, str] = field(default_factory=dict)
 
 
 def cases(kinds: Iterable[str] = KINDS) -> list[Case]:
@@ -135,6 +144,24 @@ def _light(path: Path) -> tuple[onnx.ModelProto, list[DataSet]]:
     return model, [(inputs, outputs)]
 
 
+def against_cpu(case: Case, precision: str) -> Case:
+    """The same model and inputs; what is expected is what the native engine's CPU gives."""
+
+    def load() -> tuple[onnx.ModelProto, list[DataSet]]:
+        model, sets = case.load()
+        weights = {i.name for i in model.graph.initializer}
+        names = [i.name for i in model.graph.input if i.name not in weights]
+        found: list[DataSet] = []
+        with polytool.NativeRunner(model, device="cpu", precision=precision) as runner:
+            for inputs, _ in sets:
+                got = runner.infer(dict(zip(names, inputs, strict=False)))
+                found.append((inputs, [got[o.name] for o in model.graph.output]))
+        return model, found
+
+    tolerance = {"fp16": 2e-2, "bf16": 1e-1}.get(precision, 1e-3)
+    return Case(case.name, case.kind, tolerance, tolerance, load)
+
+
 class Reference(Runner):
     """onnx's reference evaluator as a runner."""
 
@@ -165,6 +192,7 @@ def maker(name: str, options: dict[str, Any]) -> MakeRunner:
 
 def run(case: Case, make: MakeRunner) -> Result:
     """Run every data set of one case."""
+    on_host: dict[str, str] = {}
     try:
         model, data_sets = case.load()
         initializers = {i.name for i in model.graph.initializer}
@@ -175,10 +203,13 @@ def run(case: Case, make: MakeRunner) -> Result:
                 got = runner.infer(dict(zip(given, inputs, strict=False)))
                 for name, want in zip((o.name for o in model.graph.output), expected, strict=True):
                     compare(name, got[name], want, case.rtol, case.atol)
+                if isinstance(runner, polytool.NativeRunner) and runner.context is not None:
+                    on_host |= runner.context.on_host
     except Exception as err:
         text = str(err).strip().splitlines()
-        return Result(case.name, case.kind, f"{type(err).__name__}: {text[0] if text else ''}")
-    return Result(case.name, case.kind, None)
+        reason = f"{type(err).__name__}: {text[0] if text else ''}"
+        return Result(case.name, case.kind, reason, on_host)
+    return Result(case.name, case.kind, None, on_host)
 
 
 def compare(name: str, got: Any, want: Any, rtol: float, atol: float) -> None:
@@ -238,6 +269,80 @@ def run_all(chosen: Sequence[Case], make: MakeRunner) -> Iterator[Result]:
         print("\r" + " " * 90 + "\r", end="", file=sys.stderr)
 
 
+def run_apart(chosen: Sequence[Case], make: MakeRunner, jobs: int) -> Iterator[Result]:
+    """The same in forked processes, so that a case that ends its process, or its GPU context,
+    ends nothing else. Results come as they are ready."""
+    fork, todo = multiprocessing.get_context("fork"), list(chosen)[::-1]
+    workers: dict[Any, tuple[Any, Case, float]] = {}  # pipe -> process, its case, its start
+
+    def work(pipe: Any) -> None:
+        for index in iter(pipe.recv, None):
+            pipe.send(run(chosen[index], make))
+
+    def hand_out(pipe: Any = None, process: Any = None) -> None:
+        if not todo:
+            if pipe is not None:
+                pipe.send(None)
+            return
+        case = todo.pop()
+        if pipe is None:
+            pipe, end = fork.Pipe()
+            process = fork.Process(target=work, args=(end,), daemon=True)
+            process.start()
+            end.close()
+        pipe.send(chosen.index(case))
+        workers[pipe] = process, case, time.monotonic()
+
+    for _ in range(jobs):
+        hand_out()
+    while workers:
+        for pipe in multiprocessing.connection.wait(list(workers), timeout=1):
+            process, case, _ = workers.pop(pipe)
+            try:
+                result = pipe.recv()
+            except EOFError:
+                result = Result(case.name, case.kind, "the process died")
+            ended = result.reason is not None and "CUDA driver" in result.reason
+            if ended or not process.is_alive():
+                process.kill()
+                hand_out()
+            else:
+                hand_out(pipe, process)
+            yield result
+        for pipe, (process, case, start) in list(workers.items()):
+            if time.monotonic() - start > _PATIENCE:
+                workers.pop(pipe)
+                process.kill()
+                hand_out()
+                yield Result(case.name, case.kind, f"no answer in {_PATIENCE} s")
+
+
+def saved(results: Iterable[Result], path: Path | None) -> list[Result]:
+    """All results, each written to `path` when it is there."""
+    if path is None:
+        return list(results)
+    kept = []
+    with path.open("w") as file:
+        for result in results:
+            kept.append(result)
+            file.write(json.dumps(asdict(result)) + "\n")
+            file.flush()
+    return kept
+
+
+def fallbacks(results: Sequence[Result]) -> str:
+    """Which cases needed the host, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for result in results:
+        for reason in set(result.on_host.values()):
+            reasons.setdefault(reason, []).append(result.name)
+    count = sum(bool(r.on_host) for r in results)
+    lines = [f"{count} cases by host fallback"]
+    for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        lines.append(f"  {len(names)} x {reason}: {', '.join(sorted(names))}")
+    return "\n".join(lines)
+
+
 def report(results: Sequence[Result], seconds: float) -> str:
     """Passes by kind, then the failures."""
     lines = []
@@ -259,23 +364,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="cpu or cuda")
     parser.add_argument("--precision", help="of the native engine")
     parser.add_argument("--no-optimize", action="store_true", help="run nodes one by one")
+    parser.add_argument("--against-cpu", action="store_true", help="compare with the CPU engine")
+    parser.add_argument("--every", type=int, default=1, help="only each so-manieth case")
+    parser.add_argument("--jobs", type=int, help="run in so many processes")
+    parser.add_argument("--save", type=Path, help="write a JSON line a case, as it is done")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     args = parser.parse_args(argv)
     options = {k: v for k in ("device", "precision") if (v := getattr(args, k)) is not None}
     if args.no_optimize:
         options["optimize"] = False
     pattern = re.compile(args.filter)
-    chosen = [c for c in cases(args.kind or KINDS) if pattern.search(c.name)]
+    chosen = [c for c in cases(args.kind or KINDS) if pattern.search(c.name)][:: args.every]
+    if args.against_cpu:
+        chosen = [against_cpu(c, args.precision or "fp32") for c in chosen]
     start = time.perf_counter()
+    logging.getLogger("polytool").setLevel(logging.ERROR)  # what runs on the host is listed below
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        results = list(run_all(chosen, maker(args.runner, options)))
+        make = maker(args.runner, options)
+        done = run_apart(chosen, make, args.jobs) if args.jobs else run_all(chosen, make)
+        results = saved(done, args.save)
     seconds = time.perf_counter() - start
     if args.json:
         failed = {r.name: r.reason for r in results if r.reason is not None}
-        print(json.dumps({"cases": len(results), "failed": failed, "seconds": round(seconds, 1)}))
+        on_host = {r.name: r.on_host for r in results if r.on_host}
+        summary = {"cases": len(results), "failed": failed, "on_host": on_host}
+        print(json.dumps({**summary, "seconds": round(seconds, 1)}))
     else:
         print(report(results, seconds))
+        if args.device == "cuda" and args.runner == "native":
+            print(fallbacks(results))
     return 1 if any(r.reason is not None for r in results) else 0
 
 

@@ -108,6 +108,11 @@ class ExecutionContext:
             )
         return found[0].enqueue(found[1])
 
+    @property
+    def on_host(self) -> dict[str, str]:
+        """Layers of an engine for the GPU that run on the host, and why; empty on the CPU."""
+        return dict(getattr(self._program, "on_host", {}))
+
     def synchronize(self) -> None:
         """Wait for what was enqueued; errors of its kernels are raised here."""
         if self._replays is not None:
