@@ -55,9 +55,9 @@ def move(body: Graph, graph: Graph) -> None:
             inner.parent = graph
         for value in node.outputs:
             if value is not None:
-                _adopt(value, graph)
+                adopt(value, graph)
     for value in (*body.constants, *body.sparse):
-        _adopt(value, graph)
+        adopt(value, graph)
     graph.nodes.extend(body.nodes)
     graph.constants.update(body.constants)
     graph.sparse.update(body.sparse)
@@ -66,7 +66,8 @@ def move(body: Graph, graph: Graph) -> None:
     body.nodes, body.constants, body.sparse = [], {}, {}
 
 
-def _adopt(value: Value, graph: Graph) -> None:
+def adopt(value: Value, graph: Graph) -> None:
+    """Make `value`, of a body inside, one of `graph`."""
     value.graph = graph
     if not graph.workspace.is_unique(value.name):
         value.name = graph.workspace.fresh(value.name)

@@ -14,12 +14,14 @@ from polytool.surgeon.fold import DEFAULT_LIMIT, fold_constants
 from polytool.surgeon.graph import Workspace
 from polytool.surgeon.gs_graph import open_model
 from polytool.surgeon.infer import infer
+from polytool.surgeon.loops import simplify_loops
 from polytool.surgeon.merges import merge_chains
 from polytool.surgeon.names import rename_duplicates
 from polytool.surgeon.noops import remove_noops
 from polytool.surgeon.report import Report
 from polytool.surgeon.shapes import fold_shapes
 from polytool.surgeon.states import drop_zero_states
+from polytool.surgeon.unread import drop_unread_results
 from polytool.surgeon.weights import fold_weights
 
 _MOST_ROUNDS = 10
@@ -112,6 +114,7 @@ def simplify_workspace(
 def _round(workspace: Workspace, report: Report, choice: Choice, fold_limit: int) -> None:
     if choice.fold:
         inline_decided_branches(workspace, report)
+        simplify_loops(workspace, report)
         workspace.sort()
         if choice.shapes:
             fold_shapes(workspace, report)
@@ -124,5 +127,6 @@ def _round(workspace: Workspace, report: Report, choice: Choice, fold_limit: int
         merge_chains(workspace, report)
         merge_constants(workspace, report)
         merge_equal_nodes(workspace, report)
+        drop_unread_results(workspace, report)
     remove_dead(workspace, report)
     workspace.sort()

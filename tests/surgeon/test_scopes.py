@@ -139,20 +139,20 @@ CASES: dict[str, tuple[dict[str, int], str]] = {
     "loop with constants inside and outside": (
         {"Loop": 1, "Mul": 1, "Add": 1, "Identity": 1},
         "g (float[2] x) => (float[2] y, float[n,2] s) "
-        "<int64 n = {3}, bool c = {1}, float k = {2}> {y, s = Loop(n, c, x) <body = b "
+        "<int64 n = {40}, bool c = {1}, float k = {2}> {y, s = Loop(n, c, x) <body = b "
         "(int64 i, bool ci, float[2] v) => (bool co, float[2] w, float[2] u) "
         "{co = Identity(ci) k1 = Exp(k) w = Mul(v, k1) u = Add(w, x)}>}",
     ),
     "loop whose value changes its shape": (
         {"Loop": 1, "Concat": 1, "Identity": 1, "Shape": 1, "Cast": 1, "ReduceSum": 1, "Mul": 1},
-        "g (float[2] x) => (float[m] y) <int64 n = {3}, bool c = {1}> {y = Loop(n, c, x) <body = b "
-        "(int64 i, bool ci, float[2] v) => (bool co, float[2] w) "
+        "g (float[2] x) => (float[m] y) <int64 n = {20}, bool c = {1}> {y = Loop(n, c, x) <body = "
+        "b (int64 i, bool ci, float[2] v) => (bool co, float[2] w) "
         "{co = Identity(ci) s = Shape(v) f = Cast<to=1>(s) r = ReduceSum<keepdims=1>(f) "
         "t = Mul(r, x) w = Concat<axis=0>(v, t)}>}",
     ),
     "loop that passes a value through": (
         {"Loop": 1, "Identity": 2, "Add": 1},
-        "g (float[2] x) => (float[2] y, float[2] z) <int64 n = {3}, bool c = {1}> "
+        "g (float[2] x) => (float[2] y, float[2] z) <int64 n = {80}, bool c = {1}> "
         "{y, z = Loop(n, c, x, x) <body = b "
         "(int64 i, bool ci, float[2] v, float[2] p) => (bool co, float[2] w, float[2] q) "
         "{co = Identity(ci) w = Add(v, p) q = Identity(p)}>}",
