@@ -22,6 +22,7 @@ _HOMES = {
     "BuilderConfig": "polytool.backends.native.config",
     "Engine": "polytool.backends.native.engine",
     "engine_from_onnx": "polytool.backends.native.builder",
+    "convert_precision": "polytool.precision_conversion",
     "run": "polytool.results",
     "RunResults": "polytool.results",
     "compare": "polytool.comparators.compare",

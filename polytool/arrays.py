@@ -20,6 +20,7 @@ Array = np.ndarray[Any, Any]
 _FLOAT_DATA = {DType.FLOAT, DType.COMPLEX64}
 _DOUBLE_DATA = {DType.DOUBLE, DType.COMPLEX128}
 _UINT64_DATA = {DType.UINT32, DType.UINT64}
+_BLOCK = 1 << 20  # elements that are looked at together
 
 
 def label(tensor: onnx.TensorProto) -> str:
@@ -196,3 +197,30 @@ def _typed(tensor: onnx.TensorProto, dtype: DType, shape: tuple[int, ...]) -> Ar
     else:
         array = array.astype(dtype.numpy)
     return array.reshape(shape)
+
+
+def saturated(value: Array, dtype: DType) -> Array:
+    """`value` in `dtype`; a finite number beyond its range becomes the largest finite one.
+
+    Exporters write masks as the lowest float32: as an infinity it would turn 0 * mask into NaN.
+    """
+    with np.errstate(over="ignore"):
+        cast = value.astype(dtype.numpy)
+        lost = np.isinf(cast) & np.isfinite(value)
+        if not lost.any():
+            return cast
+        return np.where(lost, np.copysign(largest(dtype), value).astype(dtype.numpy), cast)
+
+
+def overflows(value: Array, dtype: DType) -> bool:
+    """Whether `value` has finite numbers beyond the range of `dtype`."""
+    limit, flat = largest(dtype), value.reshape(-1)
+    blocks = (flat[i : i + _BLOCK] for i in range(0, flat.size, _BLOCK))
+    return any((np.abs(b[np.isfinite(b)]) > limit).any() for b in blocks)
+
+
+def largest(dtype: DType) -> float:
+    """The largest finite number of a type of floats."""
+    import ml_dtypes
+
+    return float(ml_dtypes.finfo(dtype.numpy).max)  # type: ignore[no-untyped-call]  # no stubs

@@ -18,6 +18,7 @@ from polytool.surgeon.fold import RANDOM
 
 # What rounding in weights may do to outputs, relative to each output's largest value.
 _RTOL, _ATOL = 1e-3, 1e-4
+LOADED_UP_TO = 200_000_000  # bytes of weights up to which a result is loaded to see whether it can
 _GUESSES = (32, 64, 16, 224, 8, 1)
 
 
@@ -135,6 +136,27 @@ def _all_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     yield from nodes(proto.graph.node)
     for function in proto.functions:
         yield from nodes(function.node)
+
+
+def load_failure(before: Model, after: Model) -> str:
+    """Why onnxruntime cannot load `after`; empty where it can, or cannot load `before` either."""
+    try:
+        import onnxruntime  # noqa: F401  # whether it is there at all
+    except ImportError:
+        return ""
+    if total_weight(after) >= LOADED_UP_TO or not all(map(after.has_content, tensors(after.proto))):
+        return ""
+    try:
+        _session(after)
+    except Exception as err:  # onnxruntime raises types of its own, none of them documented
+        reason = _first_line(err)
+    else:
+        return ""
+    try:
+        _session(before)
+    except Exception:
+        return ""
+    return f"onnxruntime cannot load it: {reason}"
 
 
 def _session(model: Model) -> Any:

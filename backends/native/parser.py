@@ -42,16 +42,21 @@ CONTROL = ("If", "Loop", "Scan")
 _MAX_DEPTH = 64
 
 
-def parse(model: Model) -> Network:
+def parse(model: Model, *, strict: bool = True) -> Network:
     """The network of `model`.
 
+    Args:
+        model: what to parse.
+        strict: refuse what cannot run; else such nodes have no `operator`.
+
     Raises:
-        UnsupportedError: the engine has no operator for some nodes; all of them are named.
+        UnsupportedError: the engine has no operator for some nodes, and `strict`; all of them are
+            named.
         ModelError: the graph is not valid (a cycle, an undefined tensor, no opset import).
     """
     parser = _Parser(model)
     network = parser.graph(model.proto.graph, _Scope({}, None, "", parser.opsets, {}), "")
-    if parser.unsupported:
+    if strict and parser.unsupported:
         shown = "; ".join(parser.unsupported[:20])
         more = len(parser.unsupported) - 20
         raise UnsupportedError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ class Builder:
 
     precision: str = "fp32"
     device: str = "auto"
-    layer_precisions: str | None = None
+    layer_precisions: Mapping[str, str] | None = None
     profiles: tuple[dict[str, tuple[Any, Any, Any]], ...] = ()
 
     def to_options(self) -> dict[str, Any]:
@@ -85,6 +86,44 @@ def chosen(function: F) -> F:
     return function
 
 
+def layer_precisions(function: F) -> F:
+    """--layer-precisions, passed as a mapping from pattern to precision, or None."""
+    return options.option(
+        "--layer-precisions",
+        several=True,
+        metavar="JSON|PATTERN:PRECISION",
+        callback=_read_layer_precisions,
+        help="Precisions by node, as op:Softmax:fp32, /encoder/*:fp32, or a file that holds "
+        '{"layer_precisions": {"op:Softmax": "fp32"}}; the last pattern that fits wins.',
+    )(function)
+
+
+def _read_layer_precisions(
+    ctx: click.Context, param: click.Parameter, texts: Sequence[str]
+) -> dict[str, str] | None:
+    """Files and single patterns together, in the order given."""
+    if not texts:
+        return None
+    from polytool.backends.native.config import read_layer_precisions
+    from polytool.backends.native.numerics import PRECISIONS
+
+    table: dict[str, str] = {}
+    for text in texts:
+        pattern, _, precision = text.rpartition(":")
+        if pattern and precision in PRECISIONS:
+            table[pattern] = precision
+        elif text.endswith(".json") or not pattern or os.path.exists(text):
+            table.update(read_layer_precisions(text))
+        else:
+            raise click.BadParameter(
+                f"{text!r} is no file, and {precision!r} no precision: choose one of "
+                f"{', '.join(PRECISIONS)}",
+                ctx,
+                param,
+            )
+    return table
+
+
 def builder(function: F) -> F:
     """Precision, device and profiles of the native engine, passed as one `builder: Builder`."""
     precisions = [
@@ -120,13 +159,7 @@ def builder(function: F) -> F:
                 default="auto",
                 help="Where the native engine runs; auto takes a GPU where there is one.",
             ),
-            options.option(
-                "--layer-precisions",
-                metavar="JSON",
-                type=click.Path(),
-                help='Precisions by node, as {"layer_precisions": {"op:Softmax": "fp32"}}; the '
-                "last pattern that fits wins.",
-            ),
+            layer_precisions,
             *shapes,
         ),
     )
@@ -242,7 +275,7 @@ def onnxrt(function: F) -> F:
 def _read_builder(
     precisions: Sequence[str],
     device: str,
-    layer_precisions: str | None,
+    layer_precisions: Mapping[str, str] | None,
     min_shapes: Sequence[str],
     opt_shapes: Sequence[str],
     max_shapes: Sequence[str],

@@ -9,6 +9,7 @@ from polytool.cli import options
 from polytool.cli.options import F
 
 if TYPE_CHECKING:
+    from polytool.feeds import Feeds
     from polytool.model import Model
     from polytool.surgeon.pipeline import Choice
 
@@ -96,7 +97,14 @@ def save(model: Model, path: str, external_data: str | None, threshold: int) -> 
 
 def given_feed(feeds: options.FeedOptions, model: Model) -> dict[str, Any] | None:
     """The first inputs that the user's options describe; None where there are no such options."""
-    if not (feeds.input_shapes or feeds.val_range or feeds.load_inputs or feeds.data_loader_script):
+    data = given_feeds(feeds, model)
+    return None if data is None else dict(next(iter(data)))
+
+
+def given_feeds(feeds: options.FeedOptions, model: Model) -> Feeds | None:
+    """The inputs that the user's options describe; None where there are no such options."""
+    given = feeds.input_shapes or feeds.val_range or feeds.load_inputs or feeds.data_loader_script
+    if not (given or feeds.iterations):
         return None
     from polytool.feeds import make_feeds, save_feeds
 
@@ -105,9 +113,10 @@ def given_feed(feeds: options.FeedOptions, model: Model) -> dict[str, Any] | Non
         shapes=feeds.input_shapes,
         ranges=feeds.val_range,
         seed=feeds.seed,
+        iterations=feeds.iterations or 1,
         files=feeds.load_inputs,
         script=feeds.data_loader_script,
     )
     if feeds.save_inputs:
         save_feeds(data, feeds.save_inputs)
-    return dict(next(iter(data)))
+    return data

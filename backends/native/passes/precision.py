@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-import ml_dtypes
 import numpy as np
 
+from polytool import arrays
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.network import Constant, Layer, Network, Node, Tensor, ValueOf
 from polytool.backends.native.numerics import PRECISIONS
@@ -107,7 +107,7 @@ class _Lowering:
         inputs, outputs = names
         node.precision = precision
         if node.op == "ConstantOfShape" and "value" in node.attrs:
-            filled = saturated(np.asarray(node.attrs["value"]), target)
+            filled = arrays.saturated(np.asarray(node.attrs["value"]), target)
             node.attrs["value"] = filled.astype(node.attrs["value"].dtype)
         node.inputs = [
             t and self.as_type(t, target if i in inputs and t.dtype is DType.FLOAT else t.dtype)
@@ -211,32 +211,11 @@ class _Lowering:
 
 def _cast_constant(constant: Constant, dtype: DType) -> Constant:
     def convert() -> np.ndarray:
-        return saturated(constant.array(), dtype)
+        return arrays.saturated(constant.array(), dtype)
 
     return Constant(dtype, constant.shape, convert)
 
 
-def saturated(value: np.ndarray, dtype: DType) -> np.ndarray:
-    """`value` in `dtype`; a finite number beyond its range becomes the largest finite one.
-
-    Exporters write masks as the lowest float32: as an infinity it would turn 0 * mask into NaN.
-    """
-    with np.errstate(over="ignore"):
-        cast = value.astype(dtype.numpy)
-        lost = np.isinf(cast) & np.isfinite(value)
-        if not lost.any():
-            return cast
-        top = _largest(dtype)
-        return np.where(lost, np.copysign(top, value).astype(dtype.numpy), cast)
-
-
 def overflows(constant: Constant, dtype: DType) -> bool:
     """Whether a constant small enough to look at has finite values that `dtype` has not."""
-    if constant.size > _LOOKED_AT:
-        return False
-    value = constant.array()
-    return bool((np.abs(value[np.isfinite(value)]) > _largest(dtype)).any())
-
-
-def _largest(dtype: DType) -> float:
-    return float(ml_dtypes.finfo(dtype.numpy).max)  # type: ignore[no-untyped-call]  # no stubs
+    return constant.size <= _LOOKED_AT and arrays.overflows(constant.array(), dtype)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from polytool.cli import _surgeon, options
+from polytool.cli import _runners, _surgeon, options
+from polytool.cli._onnx_precision import OnnxPrecision, onnx_precision
 from polytool.cli.output import result
 
 
@@ -38,6 +39,8 @@ from polytool.cli.output import result
     default=None,
     help="Compare with the original on made inputs.  [default: below 200 MB of weights]",
 )
+@onnx_precision
+@_runners.layer_precisions
 @options.external_data
 @options.saving
 @options.json
@@ -50,6 +53,8 @@ def sanitize(
     bounds: dict[str, int],
     auto_bound: bool,
     verify: bool | None,
+    onnx_precision: OnnxPrecision,
+    layer_precisions: dict[str, str] | None,
     external_data_dir: str | None,
     ignore_external_data: bool,
     save_external_data: str | None,
@@ -78,5 +83,6 @@ def sanitize(
         auto_bound=auto_bound,
         verify=verify,
     )
-    _surgeon.save(cleaned.model, output, save_external_data, external_data_size_threshold)
-    result(as_json, cleaned.summary(), {"output": output, **cleaned.to_json()})
+    made, text, facts = onnx_precision.after(cleaned, layer_precisions)
+    _surgeon.save(made, output, save_external_data, external_data_size_threshold)
+    result(as_json, text, {"output": output, **facts})
