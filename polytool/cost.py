@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from polytool.arrays import packed_size
-from polytool.errors import UnsupportedError, UsageError
+from polytool.errors import ModelError, UsageError
 from polytool.model import Model
 from polytool.patterns import check_used, lookup
 from polytool.tensors import DType
@@ -80,7 +80,7 @@ def measure(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = Non
         return Cost(reason=f"the shapes of {shown} are open: give them with --input-shapes")
     try:
         network = parse(model)
-    except UnsupportedError as err:
+    except ModelError as err:
         return Cost(reason=str(err))
     place_on_host(network, BuilderConfig())
     shapes = {t.name: shape for t in network.inputs if (shape := _shape(t, given))}

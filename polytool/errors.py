@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+_LONGEST = 2000  # characters of a message; names in broken files can be of any length
+
 
 class PolytoolError(Exception):
     """No answer: the message names the object, the cause and the remedy in one sentence."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) <= _LONGEST:
+            return text
+        return f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 2 :]}"
 
 
 class UsageError(PolytoolError):

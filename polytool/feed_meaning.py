@@ -209,6 +209,8 @@ def infer_shapes(
     shape inference does not get through the model."""
     import onnx
 
+    from polytool.backends.native import protos
+
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     for value in copy.graph.input:
@@ -217,7 +219,7 @@ def infer_shapes(
             del dims[:]
             dims.extend(onnx.TensorShapeProto.Dimension(dim_value=d) for d in shapes[value.name])
     try:
-        inferred = onnx.shape_inference.infer_shapes(copy, data_prop=True)
+        inferred = protos.infer_shapes(copy)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         return {}
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 Range = tuple[float, float]
 Draw = Callable[[np.random.Generator], Any]
 
+_MAX_RANK = 64  # NumPy's
+_MAX_ELEMENTS = 1 << 44
 _MASK = re.compile(r"mask", re.I)
 _POSITIONS = re.compile(r"pos(ition)?_?ids?$", re.I)
 _BATCH_INDEX = re.compile(r"(^|[_./])batch(_?(idx|index|ids?|vec))?$", re.I)
@@ -78,6 +81,12 @@ def plan_inputs(
 ) -> Plan:
     """Choose shape and values of every input; see `polytool.feeds.make_feeds`."""
     sizes = resolve_shapes(inputs, shapes)
+    for name, shape in sizes.items():
+        if len(shape) > _MAX_RANK or math.prod(shape) > _MAX_ELEMENTS:
+            raise UsageError(
+                f"input {name!r} of shape {list(shape)} is too large to be made: give a smaller "
+                f"shape with --input-shapes"
+            )
     check_used(ranges, (s.name for s in inputs), "a range")
     integers = {s.name for s in inputs if s.dtype is not None and s.dtype.is_integer}
     meanings = Meanings(model, sizes) if model is not None and integers else None

@@ -158,6 +158,8 @@ def inside(directory: str, location: str) -> str:
     Raises:
         ModelError: it is absolute or leads out of the directory, also through symbolic links.
     """
+    if "\0" in location:
+        raise ModelError(f"external data {location!r} is no path: re-export the model")
     path = os.path.join(directory, location)
     root = os.path.realpath(directory)
     real = os.path.realpath(path)

@@ -254,7 +254,9 @@ def _statistics(model: Model, tensor: onnx.TensorProto) -> Statistics | None:
     if not count:
         return None
     mean = total / count
-    return Statistics(low, high, mean, max(squares / count - mean**2, 0) ** 0.5, zeros, not_finite)
+    return Statistics(
+        low, high, mean, max(squares / count - mean * mean, 0) ** 0.5, zeros, not_finite
+    )
 
 
 def _blocks(model: Model, tensor: onnx.TensorProto) -> Iterator[Array]:

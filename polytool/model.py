@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -31,6 +32,10 @@ WEIGHTLESS = "TRT_WEIGHTLESS"  # how Polygraphy marks weights whose content was 
 EMBEDDED_FROM = 1024  # bytes of content from which an embedded tensor becomes a reference
 _SPILL = "<new>"
 _SPILL_FROM = 4 << 20  # bytes from which a new tensor goes to a temporary file
+_MAX_EXPANDED = 1_000_000  # nodes of a model whose functions are expanded
+_MAX_VERSION = 2**31 - 1
+_TYPE_FIELDS = frozenset({"elem_type", "data_type", "key_type"})
+_TYPES = frozenset(DType) | {0}
 _MEMORY_SESSION = 256 << 20  # bytes up to which onnxruntime is given a changed model in memory
 
 
@@ -104,26 +109,69 @@ def _not_a_model(file: DataFile) -> str:
 
 def _check(model: Model) -> None:
     """Find data that is missing before somebody relies on it."""
+    _check_fields(model.proto, model.name)
+    if not 0 <= model.proto.ir_version <= _MAX_VERSION:
+        raise ModelError(
+            f"{model.name} has IR version {model.proto.ir_version}, which cannot exist"
+        )
+    for opset in model.proto.opset_import:
+        lowest = 1 if opset.domain in ("", "ai.onnx") else 0
+        if not lowest <= opset.version <= _MAX_VERSION:
+            raise ModelError(f"{model.name} imports opset {opset.version}, which cannot exist")
     for tensor in tensors(model.proto):
+        arrays.dtype_of(tensor)
         if tensor.data_location == tensor.EXTERNAL and not model.ignore_external_data:
             model.locate(tensor)
     _check_functions(model.proto)
 
 
+def _check_fields(message: Any, who: str) -> None:
+    """Names that are text, and element types that ONNX has: protobuf checks neither."""
+    for field, value in message.ListFields():
+        kind = field.type
+        if kind == field.TYPE_STRING:
+            if type(value) is bytes or (
+                field.is_repeated and any(type(item) is bytes for item in value)
+            ):
+                raise ModelError(f"{who} is damaged: its field {field.full_name} is not UTF-8 text")
+        elif kind == field.TYPE_MESSAGE:
+            if field.is_repeated:
+                for item in value:
+                    _check_fields(item, who)
+            else:
+                _check_fields(value, who)
+        elif kind == field.TYPE_INT32 and field.name in _TYPE_FIELDS and value not in _TYPES:
+            raise ModelError(
+                f"{who} has a tensor of element type {value}, which ONNX does not define"
+            )
+
+
 def _check_functions(proto: onnx.ModelProto) -> None:
-    names = {(f.domain, f.name) for f in proto.functions}
+    """No function calls itself, and all calls together expand to a bounded number of nodes."""
     calls = {
-        (f.domain, f.name): names & {(n.domain, n.op_type) for n in nodes(f.node)}
+        (f.domain, f.name): Counter((n.domain, n.op_type) for n in nodes(f.node))
         for f in proto.functions
     }
-    while leaves := [f for f, called in calls.items() if not called]:
+    pending = {name: set(called) & set(calls) for name, called in calls.items()}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def expanded(called: Counter[tuple[str, str]]) -> int:
+        return sum(times * sizes.get(name, 1) for name, times in called.items())
+
+    while leaves := [f for f, called in pending.items() if not called]:
         for leaf in leaves:
-            del calls[leaf]
-        for called in calls.values():
+            del pending[leaf]
+            sizes[leaf] = expanded(calls[leaf])
+        for called in pending.values():
             called.difference_update(leaves)
-    if calls:
+    if pending:
         raise ModelError(
-            "functions call each other in a circle: " + ", ".join(sorted(n for _, n in calls))
+            "functions call each other in a circle: " + ", ".join(sorted(n for _, n in pending))
+        )
+    total = expanded(Counter((n.domain, n.op_type) for n in nodes(proto.graph.node)))
+    if calls and total > _MAX_EXPANDED:
+        raise ModelError(
+            f"the functions of the model expand to {total:.3g} nodes, more than {_MAX_EXPANDED}"
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx
 from onnx import AttributeProto
 
+from polytool.backends.native.protos import infer_shapes
 from polytool.surgeon.graph import Graph, Node, Value, Workspace
 from polytool.surgeon.report import Report
 from polytool.surgeon.types import Type, read_type, type_proto
@@ -27,7 +28,7 @@ def infer(workspace: Workspace, report: Report | None = None) -> None:
     """Set `type` of all values of the main graph and of its bodies."""
     stub = write(workspace, bare=True)
     try:
-        inferred = onnx.shape_inference.infer_shapes(stub, check_type=False, data_prop=True)
+        inferred = infer_shapes(stub)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as err:
         if report is not None:
             report.refuse("the graph", f"shapes cannot be inferred: {_first_line(err)}")

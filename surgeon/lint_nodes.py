@@ -123,7 +123,7 @@ def _shape_faults(node: Node, schema: Any) -> list[str]:
         return []
     values = {v.name: v for v in node.inputs if v is not None}
     types = {name: proto for name, v in values.items() if (proto := _proto(v)) is not None}
-    if len(types) < len(values):
+    if len(types) < len(values) or any(_is_long(proto) for proto in types.values()):
         return []
     data = {
         name: v.constant
@@ -143,6 +143,12 @@ def _shape_faults(node: Node, schema: Any) -> list[str]:
     except (RuntimeError, ValueError, TypeError):
         return []  # inference of single nodes does not do everything
     return []
+
+
+def _is_long(proto: onnx.TypeProto) -> bool:
+    """A vector of which inference would follow every element, in all the memory there is."""
+    dims = proto.tensor_type.shape.dim
+    return len(dims) == 1 and dims[0].dim_value > _MOST_DATA**2
 
 
 def _renamed(node: Node) -> onnx.NodeProto:

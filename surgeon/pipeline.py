@@ -23,6 +23,7 @@ from polytool.surgeon.shapes import fold_shapes
 from polytool.surgeon.states import drop_zero_states
 from polytool.surgeon.unread import drop_unread_results
 from polytool.surgeon.weights import fold_weights
+from polytool.validation import validate
 
 _MOST_ROUNDS = 10
 
@@ -95,6 +96,7 @@ def simplify_workspace(
 ) -> None:
     """The same on a working graph, which ends up sorted and with types inferred."""
     choice = choice or Choice()
+    validate(workspace.model.proto)
     report.did("graphs sorted", workspace.sort())
     if not (choice.fold or choice.weights or choice.cleanup):
         rename_duplicates(workspace, report)

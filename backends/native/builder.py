@@ -15,6 +15,7 @@ from polytool.backends.native.engine import Engine
 from polytool.backends.native.parser import parse
 from polytool.backends.native.passes import PASSES, UNOPTIMIZED
 from polytool.backends.native.profiles import Dims
+from polytool.backends.native.protos import infer_shapes
 from polytool.backends.native.tactics import apply_tactics, take_generic
 from polytool.collection import paused_collection
 from polytool.errors import ModelError, PolytoolError, UsageError
@@ -157,7 +158,7 @@ def prepared(model: Any) -> Prepared:
 def with_shapes(model: Model) -> Model:
     """The model with the shapes that ONNX can infer; as it is where inference fails."""
     try:
-        proto = onnx.shape_inference.infer_shapes(model.proto, data_prop=True)
+        proto = infer_shapes(model.proto)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
         return model  # shapes only help fusion; the engine computes its own when it runs
     return model.derive(proto)

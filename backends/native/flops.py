@@ -43,8 +43,14 @@ def _node(node: Node, walker: ShapePass) -> int | None:
     operator = node.operator
     if function is None:
         return 0 if operator is None or operator.exact else sum(prod(s) for s in shapes)
-    arguments: list[Any] = [
-        None if t is None else Arg(walker.shape(t) or (), t.dtype, walker.value(t))
-        for t in node.inputs
-    ]
-    return int(function(*arguments, outputs=shapes, **node.attrs))
+    arguments: list[Any] = []
+    for tensor in node.inputs:
+        shape = () if tensor is None else walker.shape(tensor)
+        if shape is None:
+            return None
+        argument = None if tensor is None else Arg(shape, tensor.dtype, walker.value(tensor))
+        arguments.append(argument)
+    try:
+        return int(function(*arguments, outputs=shapes, **node.attrs))
+    except (IndexError, ValueError):  # shapes that the operator does not take
+        return None

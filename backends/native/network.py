@@ -18,6 +18,8 @@ import numpy as np
 from polytool.backends.native.ops.registry import Operator, find
 from polytool.tensors import DType, Shape, TensorSpec
 
+CONTROL = ("If", "Loop", "Scan")  # the operators of the standard domain that have bodies
+
 
 @dataclass(frozen=True)
 class ValueOf:

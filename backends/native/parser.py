@@ -15,6 +15,7 @@ import onnx
 from onnx import AttributeProto, NodeProto
 
 from polytool.backends.native.network import (
+    CONTROL,
     Constant,
     Layer,
     Network,
@@ -33,12 +34,12 @@ from polytool.backends.native.protos import (
     sort_nodes,
     without_inputs,
 )
-from polytool.backends.native.types import output_container, output_dtypes
+from polytool.backends.native.types import output_container, output_dtypes, takes_sequence
 from polytool.errors import ModelError, UnsupportedError
 from polytool.model import Model
 from polytool.tensors import DType
+from polytool.validation import needed_inputs, validate
 
-CONTROL = ("If", "Loop", "Scan")
 _MAX_DEPTH = 64
 
 
@@ -54,6 +55,7 @@ def parse(model: Model, *, strict: bool = True) -> Network:
             named.
         ModelError: the graph is not valid (a cycle, an undefined tensor, no opset import).
     """
+    validate(model.proto)
     parser = _Parser(model)
     network = parser.graph(model.proto.graph, _Scope({}, None, "", parser.opsets, {}), "")
     if strict and parser.unsupported:
@@ -176,11 +178,17 @@ class _Parser:
 
     def dense(self, sparse: onnx.SparseTensorProto) -> np.ndarray:
         values, indices = self.model.array(sparse.values), self.model.array(sparse.indices)
-        dense = np.zeros(tuple(sparse.dims), values.dtype)
-        if indices.ndim == 1:
-            dense.reshape(-1)[indices] = values
-        else:
-            dense[tuple(indices.T)] = values
+        try:
+            dense = np.zeros(tuple(sparse.dims), values.dtype)
+            if indices.ndim == 1:
+                dense.reshape(-1)[indices] = values
+            else:
+                dense[tuple(indices.T)] = values
+        except (ValueError, IndexError, MemoryError) as err:
+            raise ModelError(
+                f"sparse weight {sparse.values.name!r} of shape {list(sparse.dims)} cannot be "
+                f"made dense: {err}; re-export the model"
+            ) from err
         return dense
 
     # --- nodes
@@ -254,6 +262,15 @@ class _Parser:
         self, node: registry.Node, scope: _Scope, shapes: Mapping[str, onnx.ValueInfoProto]
     ) -> Layer:
         inputs = self.inputs(node, scope)
+        operator = registry.find(node.domain, node.op, node.version)
+        if operator is not None and (why := operator.misfit(len(inputs), node.attrs)):
+            raise ModelError(f"node {display(node)} ({node.op}) is not as it should be: {why}")
+        for index in needed_inputs(node.op, node.domain, node.version):
+            if index < len(inputs) and inputs[index] is None:
+                raise ModelError(f"node {display(node)} ({node.op}) lacks its input {index}")
+        for index, tensor in enumerate(inputs):
+            if tensor is not None and tensor.container == "sequence":
+                self.check_sequence(node, index, tensor)
         dtypes = output_dtypes(
             node.domain,
             node.op,
@@ -276,7 +293,7 @@ class _Parser:
             outputs.append(tensor)
         while outputs and outputs[-1] is None:
             outputs.pop()
-        if registry.find(node.domain, node.op, node.version) is None:
+        if operator is None:
             self.unsupported.append(f"{display(node)} ({node.op}-{node.version})")
         built = Node(
             node.op,
@@ -289,6 +306,13 @@ class _Parser:
         )
         self.check_attributes(built, display(node))
         return Layer.single(built)
+
+    def check_sequence(self, node: registry.Node, index: int, tensor: Tensor) -> None:
+        if not takes_sequence(node.domain, node.op, node.version, index):
+            raise ModelError(
+                f"node {display(node)} ({node.op}) takes tensors, but its input {index} "
+                f"({tensor.name!r}) is a sequence; re-export the model"
+            )
 
     def check_attributes(self, node: Node, shown: str) -> None:
         operator = node.operator

@@ -100,7 +100,14 @@ class Program:
 
             launch, watched = compile_control(layer, self.mode)
         else:
-            launch = choose(layer, self.mode).compile(layer, self.mode)
+            try:
+                launch = choose(layer, self.mode).compile(layer, self.mode)
+            except (ValueError, IndexError) as err:
+                nodes = ", ".join(layer.origin) or layer.name
+                raise RunnerError(
+                    f"node {nodes} ({layer.kind}) cannot be prepared: {err}; check the shapes of "
+                    f"its weights"
+                ) from err
         return Step(
             layer,
             launch,

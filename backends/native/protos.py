@@ -159,3 +159,26 @@ def constant_value(attrs: Mapping[str, Any]) -> np.ndarray:
 def normal_domain(domain: str) -> str:
     """`ai.onnx` is another way to write the empty domain."""
     return "" if domain == "ai.onnx" else domain
+
+
+_LONGEST_VALUE = 1 << 20
+
+
+def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """ONNX's shape inference, which follows the values of shapes where that is affordable.
+
+    Following values, it makes a symbol of every element of every vector of known length, so that
+    a file of a few bytes could take all memory.
+
+    Raises:
+        onnx.shape_inference.InferenceError, RuntimeError, ValueError: it gives up.
+    """
+    shapes = [i.type.tensor_type.shape.dim for i in proto.graph.input]
+    longest = max((dims[0].dim_value for dims in shapes if len(dims) == 1), default=0)
+    follow = longest <= _LONGEST_VALUE
+    try:
+        return onnx.shape_inference.infer_shapes(proto, data_prop=follow)
+    except MemoryError:
+        return onnx.shape_inference.infer_shapes(proto)
+    except onnx.checker.ValidationError as err:
+        raise ValueError(str(err)) from err

@@ -60,13 +60,11 @@ class ShapePass:
             if all(t.place == "host" for t in node.writes()) and self._known(node):
                 self._evaluate(node)
                 return
-            found = self._infer(node)
+            for tensor, shape in zip(node.outputs, self._infer(node), strict=False):
+                if tensor is not None and shape is not None:
+                    self.shapes[tensor] = tuple(int(d) for d in shape)
         except Exception as err:
             self.failures[next(node.writes()).name] = f"{type(err).__name__}: {err}"
-            return
-        for tensor, shape in zip(node.outputs, found, strict=False):
-            if tensor is not None and shape is not None:
-                self.shapes[tensor] = tuple(int(d) for d in shape)
 
     def shape(self, tensor: Tensor) -> Dims | None:
         """The shape of a tensor, or None."""

@@ -30,7 +30,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from typing import Any
@@ -60,6 +60,10 @@ class Operator:
     def wants(self) -> frozenset[str]:
         """The names of the keyword parameters: attributes, `n_outputs`, `out_dtypes` ..."""
         return _keywords(self.function)
+
+    def misfit(self, n_inputs: int, attributes: Iterable[str]) -> str | None:
+        """Why it cannot be called with so many inputs and these attributes; None if it can."""
+        return _misfit(self.function, n_inputs, frozenset(attributes) & self.wants)
 
 
 @dataclass
@@ -245,3 +249,16 @@ def all_operators() -> list[Operator]:
 def _keywords(function: Function) -> frozenset[str]:
     parameters = inspect.signature(function).parameters.values()
     return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
+_FILLED_IN = frozenset({"n_outputs", "out_dtypes", "in_dtypes"})  # by the executor
+
+
+@cache
+def _misfit(function: Function, n_inputs: int, attributes: frozenset[str]) -> str | None:
+    names = attributes | (_keywords(function) & _FILLED_IN)
+    try:
+        inspect.signature(function).bind(None, *[None] * n_inputs, **dict.fromkeys(names))
+    except TypeError as err:
+        return str(err)
+    return None

@@ -1,0 +1,174 @@
+"""Do the nodes of a model have the inputs, outputs, attributes and bodies that ONNX says they have?
+
+What reads a node afterwards relies on it: an attribute is there, and of its type; a branch returns
+as much as its If. Types and shapes of tensors are not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import onnx
+from onnx import AttributeProto, GraphProto, NodeProto
+
+from polytool.errors import ModelError
+from polytool.tensors import DType
+
+_SHOWN = 10
+_INT32 = 2**31 - 1
+_BODIES = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+_TYPES = frozenset(int(t) for t in DType)
+# Attributes that hold an element type; 0 stands for "not given" in two of them.
+_ELEMENT_TYPES = dict.fromkeys(("to", "dtype", "output_datatype", "stash_type"), _TYPES)
+_ELEMENT_TYPES |= dict.fromkeys(("output_dtype", "precision"), _TYPES | {0})
+Opsets = Mapping[str, int]
+Functions = frozenset[tuple[str, str]]
+
+
+def validate(proto: onnx.ModelProto) -> None:
+    """Check every node that ONNX defines, in bodies and functions too.
+
+    Raises:
+        ModelError: some nodes are not as the standard says; up to ten are named.
+    """
+    functions = frozenset((f.domain, f.name) for f in proto.functions)
+    faults = list(_faults_of(proto.graph.node, _opsets(proto.opset_import), functions))
+    for function in proto.functions:
+        opsets = {**_opsets(proto.opset_import), **_opsets(function.opset_import)}
+        faults += _faults_of(function.node, opsets, functions)
+    if faults:
+        more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise ModelError(
+            f"the model is broken: {'; '.join(faults[:_SHOWN])}{more}; check lint shows all"
+        )
+
+
+def needed_inputs(op: str, domain: str, version: int) -> list[int]:
+    """Which inputs a node of this operator cannot leave out."""
+    rules = _rules(op, domain, version)
+    return [] if rules is None else rules.needed
+
+
+def _opsets(entries: Any) -> dict[str, int]:
+    found = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in entries}
+    return found or {"": 1}
+
+
+def _faults_of(nodes: Sequence[NodeProto], opsets: Opsets, functions: Functions) -> Iterator[str]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.type in _BODIES:
+                for graph in (attribute.g, *attribute.graphs):
+                    yield from _faults_of(graph.node, opsets, functions)
+        if functions and (node.domain, node.op_type) in functions:
+            continue
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if not domain and domain not in opsets:
+            yield "it imports no opset for domain 'ai.onnx', of which it has nodes"
+            return
+        rules = _rules(node.op_type, domain, opsets.get(domain, 0))
+        if rules is None:
+            continue
+        for fault in rules.faults(node):
+            shown = node.name or f"{node.op_type}:{next((o for o in node.output if o), '')}"
+            yield f"node {shown!r} ({node.op_type}) {fault}"
+
+
+class _Rules:
+    """What a schema asks of a node, in a form that is quick to check."""
+
+    def __init__(self, schema: onnx.defs.OpSchema) -> None:
+        self.op = schema.name
+        self.inputs = (schema.min_input, schema.max_input)
+        self.outputs = (schema.min_output, schema.max_output)
+        single = onnx.defs.OpSchema.FormalParameterOption.Single
+        self.needed = [i for i, x in enumerate(schema.inputs) if x.option == single]
+        self.types = {name: _number(a.type) for name, a in schema.attributes.items()}
+        self.required = [name for name, a in schema.attributes.items() if a.required]
+        self.has_bodies = AttributeProto.GRAPH in self.types.values()
+
+    def faults(self, node: NodeProto) -> Iterator[str]:
+        n_inputs, n_outputs = len(node.input), len(node.output)
+        if not self.inputs[0] <= n_inputs <= self.inputs[1]:
+            yield f"has {n_inputs} inputs, not {_range(self.inputs)}"
+        elif not all(node.input[i] for i in self.needed if i < n_inputs):
+            yield "leaves out an input that it needs"
+        if not self.outputs[0] <= n_outputs <= self.outputs[1]:
+            yield f"has {n_outputs} outputs, not {_range(self.outputs)}"
+        if node.attribute or self.required:
+            yield from self._attributes(node)
+        elif self.op == "Constant":
+            yield "has no value"
+
+    def _attributes(self, node: NodeProto) -> Iterator[str]:
+        given = {a.name: a for a in node.attribute}
+        if len(given) < len(node.attribute):
+            yield "has an attribute twice"
+        for name in self.required:
+            if name not in given:
+                yield f"lacks the attribute {name!r}"
+        for name, attribute in given.items():
+            expected = self.types.get(name, attribute.type)
+            if attribute.type != expected and (attribute.type or attribute.ref_attr_name == ""):
+                kind = AttributeProto.AttributeType.Name(expected)
+                yield f"has an attribute {name!r} that is no {kind}"
+            elif name in _ELEMENT_TYPES and attribute.i not in _ELEMENT_TYPES[name]:
+                yield f"has {name}={attribute.i}, which is no element type"
+        if self.op == "Constant" and len(given) != 1:
+            yield f"has {len(given)} values, not one"
+        if self.has_bodies:
+            yield from _body_faults(node, given)
+
+
+def _number(kind: Any) -> int:
+    """onnx's stub does not say that its enumerations are numbers."""
+    return int(kind)
+
+
+def _range(bounds: tuple[int, int]) -> str:
+    low, high = bounds
+    if high >= _INT32:
+        return f"{low} or more"
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _body_faults(node: NodeProto, given: Mapping[str, AttributeProto]) -> Iterator[str]:
+    """Do the bodies of If, Loop and Scan take and return what the node hands over?"""
+    bodies = {name: a.g for name, a in given.items() if a.type == AttributeProto.GRAPH}
+    if node.op_type == "If":
+        for name, body in bodies.items():
+            yield from _counted(name, body, 0, len(node.output))
+    elif node.op_type == "Loop":
+        carried = max(0, len(node.input) - 2)
+        for name, body in bodies.items():
+            yield from _counted(name, body, carried + 2, len(node.output) + 1)
+    elif node.op_type == "Scan" and "num_scan_inputs" in given:
+        scanned = given["num_scan_inputs"].i
+        if not 1 <= scanned <= len(node.input):
+            yield f"has num_scan_inputs={scanned}, but {len(node.input)} inputs"
+
+
+def _counted(name: str, body: GraphProto, inputs: int, outputs: int) -> Iterator[str]:
+    constant = {t.name for t in body.initializer}
+    given = sum(i.name not in constant for i in body.input)
+    if given != inputs:
+        yield f"has a body {name!r} with {given} inputs, not {inputs}"
+    if len(body.output) != outputs:
+        yield f"has a body {name!r} with {len(body.output)} outputs, not {outputs}"
+
+
+@cache
+def _rules(op: str, domain: str, version: int) -> _Rules | None:
+    if not version:
+        return None
+    try:
+        schema = onnx.defs.get_schema(op, max_inclusive_version=version, domain=domain)
+        if schema.deprecated:  # engines go on running the last form that there was
+            schema = onnx.defs.get_schema(
+                op, max_inclusive_version=schema.since_version - 1, domain=domain
+            )
+    except onnx.defs.SchemaError:
+        return None
+    return _Rules(schema)
