@@ -13,6 +13,7 @@ from polytool.backends.native.program import LazyProgram, Program
 from polytool.backends.native.tactic_replay import TacticReplay
 from polytool.backends.native.tactics import tactic_choices
 from polytool.backends.native.tactics.base import Mode
+from polytool.errors import ModelError, PolytoolError
 
 if TYPE_CHECKING:
     from polytool.backends.native.context import ExecutionContext
@@ -31,6 +32,7 @@ class Engine:
         device: `cpu` or `cuda`, decided when it was built or loaded.
         notes: what the user should hear, such as an option that did nothing.
         spare: a context that the build has made ready, for whoever comes first.
+        path: the file that it was loaded from.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Engine:
     device: str = "cpu"
     notes: tuple[str, ...] = ()
     spare: list[ExecutionContext] = field(default_factory=list, repr=False)
+    path: Path | None = None
 
     @property
     def mode(self) -> Mode:
@@ -47,8 +50,20 @@ class Engine:
 
     @cached_property
     def program(self) -> Program | LazyProgram:
-        """The plan bound to CPU tactics; built once, used by every context."""
-        return Program(self.network, self.mode)
+        """The plan bound to CPU tactics; built once, used by every context.
+
+        Raises:
+            ModelError: the plan comes from a file, and its layers cannot be what was saved.
+        """
+        try:
+            return Program(self.network, self.mode)
+        except Exception as err:
+            if self.path is None or isinstance(err, PolytoolError):
+                raise
+            raise ModelError(
+                f"engine {str(self.path)!r} is damaged: its layers cannot be prepared "
+                f"({type(err).__name__}: {err}); build it again"
+            ) from err
 
     @cached_property
     def weights(self) -> Weights:

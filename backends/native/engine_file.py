@@ -25,12 +25,21 @@ from polytool import arrays
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.engine import Engine
 from polytool.backends.native.network import Constant
-from polytool.backends.native.plan import PlanReader, PlanWriter
+from polytool.backends.native.plan import PlanReader, PlanWriter, as_text, check_order
 from polytool.errors import ModelError
 from polytool.files import DataFile, replacing, write_all
 from polytool.tensors import DType
 
 FORMAT = 1
+_UNREADABLE = (
+    KeyError,
+    TypeError,
+    ValueError,
+    IndexError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
+)
 _ALIGN = 64
 _MAX_HEADER = 1 << 28
 
@@ -112,10 +121,17 @@ def load(path: Path, *, device: str = "auto", kernels: bool = True) -> Engine:
         plan = json.loads(bytes(plan_bytes))
         reader = _Constants(path, plan["parts"], parts)
         network = PlanReader(reader.constant).read(plan)
-        config = BuilderConfig.from_json(plan["config"])
-        return Engine(plan["name"], network, config, choose_device(device))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as err:
+        config = _config(plan["config"])
+        check_order(network)
+        return Engine(as_text(plan["name"]), network, config, choose_device(device), path=path)
+    except _UNREADABLE as err:
         raise _damaged(path, f"its plan cannot be read ({err})") from err
+
+
+def _config(data: dict[str, Any]) -> BuilderConfig:
+    if not isinstance(data["layer_precisions"], dict):  # a text would be taken for a path
+        raise TypeError("layer_precisions is no object")
+    return BuilderConfig.from_json(data)
 
 
 class _Constants:
@@ -139,11 +155,12 @@ class _Constants:
         raw = self.parts[f"weights/{index}"]
         if size != row["bytes"] or size > len(raw) or min(shape, default=0) < 0:
             raise ValueError(f"weight {index} has {len(raw)} bytes, its shape takes {size}")
+        checksum = int(row["crc32"])
         checked: list[np.ndarray] = []
 
         def read() -> np.ndarray:
             if not checked:
-                if zlib.crc32(raw[:size]) != row["crc32"]:
+                if zlib.crc32(raw[:size]) != checksum:
                     raise _damaged(self.path, f"weight {index} does not match its checksum")
                 checked.append(arrays.decode_raw(raw[:size], dtype, shape, f"weight {index}"))
             return checked[0]

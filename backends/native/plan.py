@@ -12,10 +12,23 @@ from typing import Any
 import numpy as np
 import onnx
 
-from polytool.backends.native.network import Constant, Layer, Network, Node, Tensor, ValueOf
+from polytool.backends.native.network import (
+    CONTROL,
+    Constant,
+    Layer,
+    Network,
+    Node,
+    Tensor,
+    ValueOf,
+)
+from polytool.backends.native.numerics import PRECISIONS
 from polytool.tensors import DType
+from polytool.validation import needed_inputs
 
 JSON = dict[str, Any]
+_CONTAINERS = ("tensor", "sequence", "optional", "map", "sparse")
+_PLACES = ("device", "host")
+_BRANCHES = {"then_branch", "else_branch"}
 
 
 class PlanWriter:
@@ -121,16 +134,23 @@ class PlanReader:
         value_of = None
         if "value_of" in row:
             name, steps = row["value_of"]
-            value_of = ValueOf(name, tuple((s[0], _frozen(s[1])) for s in steps))
-        return Tensor(
-            row["name"],
+            value_of = ValueOf(as_text(name), tuple((as_text(s[0]), _frozen(s[1])) for s in steps))
+        constant = self._constant(_number(row["constant"])) if "constant" in row else None
+        tensor = Tensor(
+            as_text(row["name"]),
             DType(row["dtype"]) if "dtype" in row else None,
-            tuple(row["shape"]) if "shape" in row else None,
-            row.get("container", "tensor"),
+            tuple(_dim(d) for d in row["shape"]) if "shape" in row else None,
+            _one_of(_CONTAINERS, row.get("container", "tensor")),
             value_of,
-            self._constant(row["constant"]) if "constant" in row else None,
-            row.get("place", "device"),
+            constant,
+            _one_of(_PLACES, row.get("place", "device")),
         )
+        if constant is not None and (tensor.dtype, tensor.shape) != (
+            constant.dtype,
+            constant.shape,
+        ):
+            raise ValueError(f"{tensor} has a constant {constant.dtype.label}{constant.shape}")
+        return tensor
 
     def _pick(self, indexes: Iterable[int]) -> list[Tensor]:
         return [self._tensors[_index(i, len(self._tensors))] for i in indexes]
@@ -140,34 +160,44 @@ class PlanReader:
 
     def _network(self, data: JSON) -> Network:
         return Network(
-            data["name"],
+            as_text(data["name"]),
             self._pick(data["inputs"]),
             self._pick(data["outputs"]),
             [self._layer(row) for row in data["layers"]],
             self._pick(data["captures"]),
-            tuple(data["output_names"]),
+            tuple(map(as_text, data["output_names"])),
         )
 
     def _layer(self, data: JSON) -> Layer:
         return Layer(
-            data["kind"],
+            as_text(data["kind"]),
             [self._node(n) for n in data["nodes"]],
             self._pick(data["outputs"]),
-            data["tactic"],
+            as_text(data["tactic"]),
         )
 
     def _node(self, data: JSON) -> Node:
-        return Node(
-            data["op"],
-            data["domain"],
-            data["version"],
+        node = Node(
+            as_text(data["op"]),
+            as_text(data["domain"]),
+            _number(data["version"]),
             [self._optional(i) for i in data["inputs"]],
             [self._optional(i) for i in data["outputs"]],
             {k: self._attribute(v) for k, v in data["attrs"].items()},
             {k: self._network(b) for k, b in data["bodies"].items()},
-            tuple(data["sources"]),
-            data["precision"],
+            tuple(map(as_text, data["sources"])),
+            _one_of(PRECISIONS, data["precision"]),
         )
+        if node.op in CONTROL and not node.domain:
+            _check_bodies(node)
+        elif node.operator is None:
+            raise ValueError(f"there is no operator {node.op}-{node.version} of {node.domain!r}")
+        elif why := node.operator.misfit(len(node.inputs), node.attrs):
+            raise ValueError(f"node {node.op}: {why}")
+        for index in needed_inputs(node.op, node.domain, node.version):
+            if index < len(node.inputs) and node.inputs[index] is None:
+                raise ValueError(f"node {node.op} lacks its input {index}")
+        return node
 
     def _attribute(self, value: Any) -> Any:
         if isinstance(value, dict):
@@ -179,8 +209,92 @@ class PlanReader:
         return value
 
 
+def check_order(network: Network) -> None:
+    """Every layer reads what is there when it runs, and stores what its nodes produce.
+
+    Raises:
+        ValueError: it does not.
+    """
+    _check_order(network, set())
+
+
+def _check_order(network: Network, outer: set[Tensor]) -> None:
+    if not set(network.captures) <= outer:
+        raise ValueError(f"body {network.name!r} captures what is not there")
+    known = {*network.inputs, *network.captures}
+    if len(network.output_names) != len(network.outputs):
+        raise ValueError(f"graph {network.name!r} has {len(network.output_names)} output names")
+    for layer in network.layers:
+        if not layer.nodes:
+            raise ValueError(f"a layer {layer.kind!r} has no nodes")
+        made: set[Tensor] = set()
+        for node in layer.nodes:
+            for tensor in node.reads():
+                if tensor.constant is None and tensor not in known and tensor not in made:
+                    raise ValueError(f"node {node.op} reads {tensor.name!r} before it is there")
+            for body in node.bodies.values():
+                _check_order(body, {t for t in node.reads() if t.constant is None})
+            made.update(node.writes())
+        if not set(layer.outputs) <= made:
+            raise ValueError(f"layer {layer.name!r} stores what none of its nodes produces")
+        known.update(layer.outputs)
+    for tensor in network.outputs:
+        if tensor.constant is None and tensor not in known:
+            raise ValueError(f"output {tensor.name!r} of graph {network.name!r} is never computed")
+
+
+def _check_bodies(node: Node) -> None:
+    """The counts on which the drivers of If, Loop and Scan rely."""
+    given, returned = len(node.inputs), len(node.outputs)
+    if node.op == "If":
+        fits = given == 1 and node.inputs[0] is not None and set(node.bodies) == _BRANCHES
+        fits = fits and all(
+            not b.inputs and len(b.outputs) >= returned for b in node.bodies.values()
+        )
+    elif node.op == "Loop":
+        carried = max(0, given - 2)
+        fits = set(node.bodies) == {"body"}
+        fits = fits and len(node.bodies["body"].inputs) == carried + 2
+        fits = fits and len(node.bodies["body"].outputs) >= max(carried, returned) + 1
+    else:
+        fits = set(node.bodies) == {"body"} and 1 <= node.attrs["num_scan_inputs"] <= given
+    if not fits:
+        raise ValueError(f"the bodies of a node {node.op} do not fit its inputs and outputs")
+
+
+def as_text(value: Any) -> str:
+    """`value`, which is a string.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is no whole number")
+    return value
+
+
+def _dim(value: Any) -> int | str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if _number(value) < 0:
+        raise ValueError(f"{value} is no size")
+    return int(value)
+
+
+def _one_of(allowed: Iterable[str], value: Any) -> str:
+    if value not in allowed:
+        raise ValueError(f"{value!r} is none of {', '.join(allowed)}")
+    return as_text(value)
+
+
 def _index(index: int, size: int) -> int:
-    if not 0 <= index < size:
+    if not 0 <= _number(index) < size:
         raise IndexError(f"tensor {index} of {size}")
     return index
 

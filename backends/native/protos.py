@@ -44,6 +44,9 @@ def function_of_schema(
         return function
     if not schema.has_context_dependent_function:  # type: ignore[attr-defined]  # likewise
         return None
+    # Its definition reads types that a broken model need not have, and crashes.
+    if node.op == "SequenceMap" and (specs[0] is None or specs[0].container != "sequence"):
+        raise ModelError(f"node {display(node)} ({node.op}) needs a sequence, and is given none")
     types = [_type_proto(spec).SerializeToString() for spec in specs]
     while len(types) < len(proto.input):
         types.append(b"")
