@@ -1,0 +1,113 @@
+"""Engine files whose plan was changed, with checksums that fit: refused, or still sound."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from polytool.backends.native.builder import engine_from_onnx
+from polytool.backends.native.config import BuilderConfig
+from polytool.backends.native.engine import Engine
+from polytool.backends.native.engine_file import verify
+from polytool.errors import ModelError
+
+MODEL = """<ir_version: 9, opset_import: ["" : 20]>
+g (float[2,2] x, bool c) => (float[N,2] y, float[M] z) <float[2,2] w = {1, 2, 3, 4}> {
+    h = MatMul(x, w)
+    r = Relu(h)
+    y = If (c) <
+        then_branch = t () => (float[2,2] a) { a = Neg(r) },
+        else_branch = e () => (float[2,2] b) { b = Identity(x) }
+    >
+    z = ReduceSum<keepdims = 0>(y)
+}"""
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("engine") / "sound.engine"
+    engine_from_onnx(onnx.parser.parse_model(MODEL), BuilderConfig(device="cpu")).save(path)
+    return path
+
+
+def rewritten(sound: Path, target: Path, change: Any) -> Path:
+    """The engine with `change(plan)` done to its plan, and the checksum of the result."""
+    content = sound.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    data = content[8 + length :]
+    start, end = header["plan"]["data_offsets"]
+    size = int(header["__metadata__"]["plan_bytes"])
+    plan = json.loads(data[start : start + size])
+    change(plan)
+    text = json.dumps(plan).encode()
+    text += b" " * (-len(text) % 64)
+    header["__metadata__"] |= {"plan_bytes": str(len(text)), "plan_crc32": str(zlib.crc32(text))}
+    grown = len(text) - (end - start)
+    for name, row in header.items():
+        if name != "__metadata__":
+            first, last = row["data_offsets"]
+            moved = [first, last + grown] if name == "plan" else [first + grown, last + grown]
+            row |= {"data_offsets": moved, "shape": [moved[1] - moved[0]]}
+    head = json.dumps(header).encode()
+    target.write_bytes(struct.pack("<Q", len(head)) + head + text + data[end:])
+    return target
+
+
+def test_an_unchanged_plan_loads(sound: Path, tmp_path: Path) -> None:
+    assert list(verify(rewritten(sound, tmp_path / "m.engine", lambda plan: None)))
+
+
+def layer(plan: Any, index: int) -> Any:
+    return plan["network"]["layers"][index]
+
+
+CHANGES = {
+    "a name that is a number": lambda p: p["tensors"][0].update(name=7),
+    "a negative size": lambda p: p["tensors"][0].update(shape=[-1, 2]),
+    "a size that is a fraction": lambda p: p["tensors"][0].update(shape=[1.5, 2]),
+    "an unknown container": lambda p: p["tensors"][0].update(container="bag"),
+    "a constant of another shape": lambda p: next(
+        t for t in p["tensors"] if "constant" in t
+    ).update(shape=[4]),
+    "a tensor index that is true": lambda p: p["network"].update(outputs=[True, 1]),
+    "a layer without nodes": lambda p: layer(p, 0).update(nodes=[]),
+    "a layer that stores an input": lambda p: layer(p, 0).update(outputs=[0]),
+    "layers in the wrong order": lambda p: p["network"]["layers"].reverse(),
+    "a layer less": lambda p: p["network"]["layers"].pop(0),
+    "an operator that nobody has": lambda p: layer(p, 0)["nodes"][0].update(op="Nonsense"),
+    "an operator with one input less": lambda p: layer(p, 0)["nodes"][0]["inputs"].pop(),
+    "an operator without its input": lambda p: layer(p, 0)["nodes"][0]["inputs"].__setitem__(0, -1),
+    "a version that is a text": lambda p: layer(p, 0)["nodes"][0].update(version="13"),
+    "an unknown precision": lambda p: layer(p, 0)["nodes"][0].update(precision="fp7"),
+    "an If with one branch": lambda p: layer(p, 1)["nodes"][0]["bodies"].pop("else_branch"),
+    "a branch that returns nothing": lambda p: layer(p, 1)["nodes"][0]["bodies"][
+        "then_branch"
+    ].update(outputs=[], output_names=[]),
+    "an output without a name": lambda p: p["network"]["output_names"].pop(),
+    "precisions in a file elsewhere": lambda p: p["config"].update(layer_precisions="/etc/passwd"),
+    "a weight without a checksum": lambda p: p["parts"][0].pop("crc32"),
+    "a weight of no element type": lambda p: p["parts"][0].update(dtype=0),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_plan_that_cannot_be_is_refused(sound: Path, tmp_path: Path, name: str) -> None:
+    path = rewritten(sound, tmp_path / "m.engine", CHANGES[name])
+    with pytest.raises(ModelError, match=r"m\.engine' is damaged: its plan cannot be read"):
+        Engine.load(path, device="cpu")
+
+
+def test_layers_that_cannot_be_prepared_are_told(sound: Path, tmp_path: Path) -> None:
+    def change(plan: Any) -> None:
+        layer(plan, 0)["nodes"][0].update(op="Conv", attrs={"strides": 7})
+
+    engine = Engine.load(rewritten(sound, tmp_path / "m.engine", change), device="cpu")
+    with pytest.raises(ModelError, match="its layers cannot be prepared"):
+        engine.program  # noqa: B018  # building it is what is tested

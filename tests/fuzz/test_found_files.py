@@ -1,0 +1,57 @@
+"""What the fuzzer found in model files, kept: a result or a clear error, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.fuzz import Worker
+
+FOUND = sorted((Path(__file__).parent / "found").iterdir())
+# Where a file is refused, part of what a refusal says.
+MESSAGES = {
+    "body_of_a_node_that_is_a_function": "has a body 'else_branch' with",
+    "cast_of_a_sequence": "takes tensors, but its input 0",
+    "cast_to_element_type_0": "has to=0, which is no element type",
+    "constant_without_value": "has no value",
+    "element_type_that_does_not_exist": "element type 1000000000, which ONNX does not define",
+    "external_location_of_5000_characters": "cannot be read: File name too long",
+    "external_location_with_a_null_byte": "is no path",
+    "functions_nested_100_deep": "calls itself",
+    "functions_that_double_20_times": "expand to 1.05e+06 nodes",
+    "if_with_more_outputs_than_its_branch": "has a body 'else_branch' with 0 outputs, not 1",
+    "ifs_nested_20_deep_that_are_empty": "(If) has 0 inputs, not 1",
+    "ir_version_beyond_32_bits": "IR version 1099511627776, which cannot exist",
+    "lstm_with_a_short_bias": "cannot be prepared",
+    "mul_of_one_input": "leaves out an input that it needs",
+    "name_that_is_no_utf8": "is not UTF-8 text",
+    "opset_0": "imports opset 0, which cannot exist",
+    "opset_beyond_32_bits": "which cannot exist",
+    "sparse_index_out_of_range": "cannot be made dense",
+    "sparse_weight_of_4_tib": "cannot be made dense",
+    "sparse_with_fewer_indices_than_values": "cannot be made dense",
+    "upsample_without_scales_in_opset_22": "has 1 inputs, not 2",
+    "weight_of_element_type_0": "element type 0, which ONNX does not define",
+}
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    """A process with limited memory: some of these files ask for more than there is."""
+    worker = Worker()
+    yield worker
+    worker.close()
+
+
+@pytest.mark.parametrize("path", FOUND, ids=lambda p: p.stem)
+def test_a_find_stays_mended(path: Path, worker: Worker) -> None:
+    answer = worker.exercise(path)
+    assert "defect" not in answer, answer["traceback"]
+    if path.stem in MESSAGES:
+        assert any(MESSAGES[path.stem] in text for text in answer["stages"].values())
+
+
+def test_every_message_belongs_to_a_file() -> None:
+    assert set(MESSAGES) <= {p.stem for p in FOUND}
