@@ -20,7 +20,8 @@ from typing import Any
 from polytool.errors import PolytoolError
 
 MEMORY = 4 << 30  # bytes of address space
-GROWTH = 400 << 20  # bytes that looking at a small file, or building it, may take
+# What looking at a file, or building it, may take beyond a multiple of the file's size, in bytes.
+GROWTH, GROWTH_FACTOR = 200 << 20, 200
 MAX_MESSAGE = 3000
 # What an operator that was given nonsense should not end in: the message would explain nothing.
 BLUNDERS = (AttributeError, AssertionError, NameError, NotImplementedError, RecursionError)
@@ -41,10 +42,11 @@ def exercise(path: Path) -> dict[str, str]:
             message that says nothing.
     """
     stages = _engine_stages(path) if path.suffix == ".engine" else _model_stages(path)
-    return {name: _outcome(name, stage) for name, stage in stages}
+    allowed = GROWTH + GROWTH_FACTOR * (path.stat().st_size if path.exists() else 0)
+    return {name: _outcome(name, stage, allowed) for name, stage in stages}
 
 
-def _outcome(name: str, stage: Any) -> str:
+def _outcome(name: str, stage: Any, allowed: int) -> str:
     before = _reset_peak()
     try:
         stage()
@@ -61,7 +63,7 @@ def _outcome(name: str, stage: Any) -> str:
         return "MemoryError"
     finally:
         grown = _peak() - before
-    if name != "run" and grown > GROWTH:
+    if name != "run" and grown > allowed:
         raise Defect(f"{name}: took {grown >> 20} MiB")
     return "ok"
 

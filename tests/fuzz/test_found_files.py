@@ -29,6 +29,7 @@ MESSAGES = {
     "name_that_is_no_utf8": "is not UTF-8 text",
     "opset_0": "imports opset 0, which cannot exist",
     "opset_beyond_32_bits": "which cannot exist",
+    "sequence_map_of_a_tensor": "needs a sequence, and is given none",
     "sparse_index_out_of_range": "cannot be made dense",
     "sparse_weight_of_4_tib": "cannot be made dense",
     "sparse_with_fewer_indices_than_values": "cannot be made dense",
