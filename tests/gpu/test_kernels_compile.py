@@ -12,6 +12,7 @@ from polytool.backends.native.kernels import (
     gather,
     gemm,
     gemm_wide,
+    handover,
     ordering,
     pool,
     reduce,
@@ -98,6 +99,7 @@ def moves():
         yield from ordering.NonZero(kind).kernels()
     yield from ordering.NonMaxSuppression(True).kernels()
     yield from copy(BOOL).kernels()
+    yield from handover.kernels()
 
 
 _BINARY = {"Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Mod", "Mul",

@@ -56,7 +56,8 @@ class Torch(Framework):
 
     def __init__(self, torch: Any) -> None:
         self._torch = torch
-        self._current = torch.cuda.current_stream
+        # what torch's own compiler calls: the public way makes an object each time
+        self._raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)
         self._dtypes = {
             DType.of(label): kind
             for label in ("float16", "float32", "float64", "bfloat16", "bool", "int8", "int16",
@@ -87,7 +88,9 @@ class Torch(Framework):
         return made, made.data_ptr()
 
     def stream(self) -> int | None:
-        return self._current(0).cuda_stream  # type: ignore[no-any-return]  # torch is untyped here
+        if self._raw is not None:
+            return self._raw(0)  # type: ignore[no-any-return]  # torch is untyped here
+        return self._torch.cuda.current_stream(0).cuda_stream  # type: ignore[no-any-return]
 
 
 class CuPy(Framework):

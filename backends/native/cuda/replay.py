@@ -42,31 +42,33 @@ class Replay:
         self, stretch: Stretch, network: Network, values: Sequence[Any], pool: Pool, raw: driver.Raw
     ) -> None:
         self.stretch, self._pool, self._raw = stretch, pool, raw
+        self._handover = stretch.handover(network)
         self._context, self._stream = stretch.device.context, stretch.stream
         self._event = driver.create_event(timed=False)
-        self._from_device: list[tuple[int, int, int, Callable[[Any], int]]] = []
-        self._from_host: list[tuple[int, int, Pinned]] = []
+        self._inputs: list[tuple[int, Callable[[Any], int] | None, Pinned | None]] = []
         frameworks: dict[Framework, None] = {}
         places = dict(stretch.inputs)
         for index, (tensor, value) in enumerate(zip(network.inputs, values, strict=True)):
             framework = framework_of(value)
             if framework is not None:
                 frameworks[framework] = None
-            place = places.get(tensor)
-            if place is None or not place.nbytes:
+            if tensor not in places:
                 continue  # nothing reads it
             if framework is not None:
-                self._from_device.append((index, place.address, place.nbytes, framework.address))
+                self._inputs.append((index, framework.address, None))
             else:
-                self._from_host.append((index, place.address, Pinned(place.shape, place.dtype)))
+                place = places[tensor]
+                self._inputs.append((index, None, Pinned(place.shape, place.dtype)))
+        self._from_host = any(pinned is not None for *_, pinned in self._inputs)
         self._framework = next(iter(frameworks), None)
         self._streams = [f.stream for f in frameworks if f.stream() is not None]
         made = dict(stretch.outputs)
         self._outputs = [
-            (name, made[t].address, made[t].nbytes, made[t].shape, made[t].dtype)
+            (name, made[t].shape, made[t].dtype)
             for name, t in zip(network.output_names, network.outputs, strict=True)
         ]
         self._staged: list[Pinned] | None = None
+        self._next: list[tuple[Any, int]] | None = None
 
     def run(self, values: Sequence[Any]) -> dict[str, Any]:
         """Run once; the outputs are of the library of the inputs, or NumPy arrays.
@@ -74,67 +76,83 @@ class Replay:
         Args:
             values: one a network input, of the kind that this replay was made for.
         """
-        status = self._start(values)
         if self._framework is None:
-            return self._to_host(status)
-        outputs, status = self._to_device(status, self._framework)
+            return self._to_host(values)
+        made = self._next or self._empty(self._framework)
+        status = self._start(values, [address for _, address in made])
+        self._next = self._empty(self._framework)  # while the GPU is at work
         status = status or self._raw.synchronize(self._stream)
         if status:
             driver.raise_status(status, "an inference")
-        return outputs
+        self._handover.done()
+        return {name: array for (name, _, _), (array, _) in zip(self._outputs, made, strict=True)}
 
     def enqueue(self, values: Sequence[Any]) -> dict[str, Any]:
         """The same without waiting; see `ExecutionContext.enqueue`."""
         raw, stream, event = self._raw, self._stream, self._event
         status = raw.synchronize(stream) if self._from_host else 0  # pinned memory may be in use
-        outputs, status = self._to_device(status or self._start(values), self._framework or OWN)
+        made = self._empty(self._framework or OWN)
+        status = status or self._start(values, [address for _, address in made])
         for current in self._streams:
             status = status or raw.record(event, stream) or raw.wait(current(), event, 0)
         if status:
             driver.raise_status(status, "an inference")
-        return outputs
+        return {name: array for (name, _, _), (array, _) in zip(self._outputs, made, strict=True)}
 
-    def _start(self, values: Sequence[Any]) -> int:
-        """Bring the inputs in and launch."""
+    def _start(self, values: Sequence[Any], targets: list[int]) -> int:
+        """Launch, once what the inputs come from is done."""
         raw, stream, event = self._raw, self._stream, self._event
+        addresses = []
+        for index, address, pinned in self._inputs:
+            if pinned is None:
+                addresses.append(address(values[index]))  # type: ignore[misc]  # one of the two is there
+            else:
+                np.copyto(pinned.array, values[index])
+                addresses.append(pinned.address)
         status: int = raw.activate(self._context)
         for current in self._streams:
-            status = status or raw.record(event, current()) or raw.wait(stream, event, 0)
-        for index, target, size, address in self._from_device:
-            status = status or raw.copy(target, address(values[index]), size, stream)
-        for index, target, pinned in self._from_host:
-            np.copyto(pinned.array, values[index])
-            status = status or raw.to_device(target, pinned.address, pinned.size, stream)
-        return status or self.stretch.enqueue(raw)
+            other = current()
+            if raw.query(other):  # it is still at work
+                status = status or raw.record(event, other) or raw.wait(stream, event, 0)
+        return status or self._handover.enqueue(raw, addresses + targets)
 
-    def _to_device(self, status: int, framework: Framework) -> tuple[dict[str, Any], int]:
-        raw, pool, stream, empty = self._raw, self._pool, self._stream, framework.empty
-        outputs = {}
-        for name, source, size, shape, dtype in self._outputs:
-            outputs[name], target = empty(shape, dtype, pool)
-            if size:
-                status = status or raw.copy(target, source, size, stream)
-        return outputs, status
+    def _empty(self, framework: Framework) -> list[tuple[Any, int]]:
+        return [framework.empty(shape, dtype, self._pool) for _, shape, dtype in self._outputs]
 
-    def _to_host(self, status: int) -> dict[str, Any]:
-        raw, stream = self._raw, self._stream
+    def _to_host(self, values: Sequence[Any]) -> dict[str, Any]:
         if self._staged is None:
-            self._staged = [Pinned(shape, dtype) for *_, shape, dtype in self._outputs]
-        for (_, source, size, _, _), pinned in zip(self._outputs, self._staged, strict=True):
-            if size:
-                status = status or raw.to_host(pinned.address, source, size, stream)
-        status = status or raw.synchronize(stream)
+            self._staged = [Pinned(shape, dtype) for _, shape, dtype in self._outputs]
+        status = self._start(values, [pinned.address for pinned in self._staged])
+        status = status or self._raw.synchronize(self._stream)
         if status:
             driver.raise_status(status, "an inference")
+        self._handover.done()
         return {
-            row[0]: pinned.array.copy()
-            for row, pinned in zip(self._outputs, self._staged, strict=True)
+            name: pinned.array.copy()
+            for (name, _, _), pinned in zip(self._outputs, self._staged, strict=True)
         }
+
+    def launcher(self, values: Sequence[Any]) -> Callable[[], None]:
+        """A function that launches with these inputs and waits: what an inference takes without
+        the rest of it. For measurements; its outputs are lost."""
+        made = self._empty(self._framework or OWN)
+        held = [address(values[i]) if address else p.address for i, address, p in self._inputs]  # type: ignore[union-attr]  # one of the two is there
+        addresses = held + [address for _, address in made]
+
+        def launch() -> None:
+            status = self._handover.enqueue(self._raw, addresses)
+            driver.raise_status(status or self._raw.synchronize(self._stream), "an inference")
+            self._handover.done()
+            assert made  # keeps the memory
+
+        return launch
 
     def close(self) -> None:
         """Free what it holds, not the stretch."""
-        for pinned in (*(p for *_, p in self._from_host), *(self._staged or ())):
-            pinned.close()
+        for pinned in (*(p for *_, p in self._inputs), *(self._staged or ())):
+            if pinned is not None:
+                pinned.close()
+        self._next = None
         driver.destroy_event(self._event)
 
 

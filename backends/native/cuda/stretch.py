@@ -12,6 +12,7 @@ import numpy as np
 
 from polytool.backends.native.cuda.arrays import DeviceArray
 from polytool.backends.native.cuda.buffers import Storage, View
+from polytool.backends.native.cuda.handover import Handover
 from polytool.backends.native.cuda.recorder import Recorder, Step, storages
 from polytool.backends.native.cuda.tuning import Tuning
 from polytool.backends.native.cuda.weights import Weights
@@ -19,7 +20,7 @@ from polytool.backends.native.kernels import compiler, driver
 from polytool.backends.native.kernels.launch import Launchable, prepare_plan
 from polytool.backends.native.kernels.source import item_size
 from polytool.backends.native.memory import Lifetime, plan_arena
-from polytool.backends.native.network import Layer, Tensor
+from polytool.backends.native.network import Layer, Network, Tensor
 from polytool.backends.native.program import Watch
 from polytool.backends.native.shapes import ShapePass
 from polytool.errors import RunnerError, UnsupportedError
@@ -98,10 +99,8 @@ class Stretch:
             memory.close(but=self)
             self._place()
             self._launches = self._choose(tuning)
-        self._fill(values)
-        self._warm_up()
-        if cuda_graph and self._launches:
-            self._capture()
+        self._cuda_graph, self._runs = cuda_graph, 0
+        self._handover: Handover | None = None
 
     def _array(self, view: View) -> DeviceArray:
         return DeviceArray(self._address(view), view.shape, view.dtype)
@@ -160,49 +159,49 @@ class Stretch:
             chosen.append((step, launches))
         return chosen
 
-    def _warm_up(self) -> None:
-        """Run once, so that everything is loaded."""
-        self._launch_all()
-        driver.synchronize(self.stream)
+    @property
+    def launches(self) -> int:
+        """How many kernels it launches."""
+        return sum(len(launches) for _, launches in self._launches)
 
-    def _capture(self) -> None:
-        """Record the launches as one graph."""
-        with driver.Graph.capture(self.stream) as graph:
+    def handover(self, network: Network) -> Handover:
+        """The stretch as the whole of a network, with copies from and to the caller's memory."""
+        if self._handover is None:
+            places, made = dict(self.inputs), dict(self.outputs)
+            self._handover = Handover(
+                [launch for _, launches in self._launches for launch in launches],
+                [places[t] for t in network.inputs if t in places],
+                [made[t] for t in network.outputs],
+                self.device,
+                self.stream,
+                self._cuda_graph,
+            )
+        return self._handover
+
+    def _launch(self) -> None:
+        """One after the other at first, which loads everything; from then on as one graph."""
+        self._runs += 1
+        if self._graph is None and self._cuda_graph and self._launches and self._runs > 1:
+            with driver.Graph.capture(self.stream) as graph:
+                self._launch_all()
+            self._graph = graph
+        if self._graph is not None:
+            self._graph.launch(self.stream)
+        else:
             self._launch_all()
-        self._graph = graph
-        self._executable = graph.executable
 
     def _launch_all(self, count: int | None = None) -> None:
         for _, launches in self._launches[:count]:
             for launch in launches:
                 launch(self.stream)
 
-    @property
-    def launches(self) -> int:
-        """How many kernels it launches."""
-        return sum(len(launches) for _, launches in self._launches)
-
-    def replay(self, raw: driver.Raw) -> None:
-        """Run on the inputs that are there already, and wait."""
-        driver.raise_status(self.enqueue(raw) or raw.synchronize(self.stream), "an inference")
-
-    def enqueue(self, raw: driver.Raw) -> int:
-        """Put the work on the stream; inputs are read and outputs lie where `inputs` and
-        `outputs` say."""
-        if self._graph is not None:
-            return raw.launch(self._executable, self.stream)  # type: ignore[no-any-return]  # ctypes is untyped
-        self._launch_all()
-        return 0
-
     def run(self, values: dict[Tensor, Any], watch: Watch | None = None) -> None:
         """Read inputs from `values`, and put outputs there."""
         self._fill(values)
         if watch is not None:
             self._watched(values, watch)
-        elif self._graph is not None:
-            self._graph.launch(self.stream)
         else:
-            self._launch_all()
+            self._launch()
         values.update(self._host)
         values.update(self.outputs)
 
@@ -269,11 +268,15 @@ class Stretch:
         return np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, view.shape, steps))
 
     def close(self) -> None:
-        """Free the graph; idempotent. The stretch cannot run any more."""
-        if self._graph is not None:
+        """Free the graphs; idempotent. The stretch cannot run any more."""
+        if not self.closed:
             driver.synchronize(self.stream)
+        if self._graph is not None:
             self._graph.close()
             self._graph = None
+        if self._handover is not None:
+            self._handover.close()
+            self._handover = None
         self.closed = True
 
 

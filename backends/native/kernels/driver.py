@@ -18,6 +18,7 @@ from polytool.errors import RunnerError
 _COUNT, _L2, _MAJOR, _MINOR = 16, 38, 75, 76
 _THREAD_LOCAL_CAPTURE = 1
 _TIMED, _UNTIMED = 0, 2
+_PORTABLE, _MAPPED = 1, 2
 
 
 @cache
@@ -174,11 +175,17 @@ def memory() -> tuple[int, int]:
 
 
 def pin(size: int) -> int:
-    """Page-locked host memory, from which copies do not wait."""
+    """Page-locked host memory, which kernels may use under the same address."""
     address = ctypes.c_void_p()
-    call("cuMemHostAlloc", ctypes.byref(address), ctypes.c_size_t(max(size, 1)), ctypes.c_uint(0))
+    flags = ctypes.c_uint(_PORTABLE | _MAPPED)
+    call("cuMemHostAlloc", ctypes.byref(address), ctypes.c_size_t(max(size, 1)), flags)
     assert address.value is not None
     return address.value
+
+
+def host_bytes(address: int, size: int) -> Any:
+    """Host memory as a buffer that can be written to."""
+    return (ctypes.c_ubyte * size).from_address(address)
 
 
 def unpin(address: int) -> None:
@@ -244,7 +251,7 @@ class Raw:
     """
 
     def __init__(self) -> None:
-        lib, address, size = _cuda(), ctypes.c_void_p, ctypes.c_size_t
+        lib, address = _cuda(), ctypes.c_void_p
 
         def function(name: str, *types: Any) -> Any:
             found = lib[name]  # a function object of our own, whose types nobody else sets
@@ -252,12 +259,10 @@ class Raw:
             return found
 
         self.activate = function("cuCtxSetCurrent", address)
-        self.copy = function("cuMemcpyDtoDAsync_v2", address, address, size, address)
-        self.to_device = function("cuMemcpyHtoDAsync_v2", address, address, size, address)
-        self.to_host = function("cuMemcpyDtoHAsync_v2", address, address, size, address)
         self.launch = function("cuGraphLaunch", address, address)
         self.record = function("cuEventRecord", address, address)
         self.wait = function("cuStreamWaitEvent", address, address, ctypes.c_uint)
+        self.query = function("cuStreamQuery", address)
         self.synchronize = function("cuStreamSynchronize", address)
 
 
