@@ -84,6 +84,25 @@ def test_wide_gemm_with_bias_residual_and_relu(run_plan, rng, tile, cluster, m, 
     assert error(out, np.maximum(a.astype("f8") @ b.T.astype("f8") + bias + residual, 0)) < 3e-4
 
 
+@pytest.mark.parametrize("out", ["f2", "f4"])
+@pytest.mark.parametrize("tile", [(2, 256), (3, 192), (2, 128)], ids=str)
+def test_wide_gemm_finishes_a_bias_in_registers(run_plan, rng, tile, out):
+    m, n, k = 210, 264, 136
+    a, b = rng.standard_normal((m, k)).astype("f2"), rng.standard_normal((n, k)).astype("f2")
+    bias, result = rng.standard_normal(n).astype("f2"), np.full((m, n), np.nan, out)
+    dtype = H if out == "f2" else S
+    steps = (
+        Step.of("Add", 0, 1, dtype=S),
+        Step.of("Relu", 2, dtype=S),
+        Step.of("Cast", 3, dtype=dtype),
+    )
+    epilogue = gemm.Epilogue(Tree((S, H), steps), ("column",))
+    plan = gemm_wide.WideGemm(H, epilogue, *tile, 1).plan(gemm.Matrix(m, n, k), 2)
+    run_plan(plan, [a, b, bias, result])
+    reference = np.maximum(a.astype("f8") @ b.T.astype("f8") + bias, 0)
+    assert error(result, reference) < (3e-4 if out == "f2" else 1e-6)
+
+
 def test_odd_columns_are_stored_one_by_one(run_plan, rng):
     a, b = rng.standard_normal((9, 16)).astype("f2"), rng.standard_normal((7, 16)).astype("f2")
     bias, out = rng.standard_normal(7).astype("f2"), np.full((9, 7), np.nan, "f2")
@@ -185,7 +204,8 @@ def test_attention_of_packed_qkv(run_plan, rng, form, length, head, causal, mask
         batch, heads, heads, length, length, head**-0.5, steps, steps, steps, steps, mask_steps
     )
     dtype = {None: None, "f2": H, "bool": DType.BOOL}[kind]
-    op = attention.Attention(H, head, dtype, causal, form, rows)
+    pairs = mask is not None and length % 2 == 0
+    op = attention.Attention(H, head, dtype, causal, form, rows, pairs)
     run_plan(op.plan(layout), [*qkv, *([] if extra is None else [extra]), out])
     q, k, v = qkv.astype("f8").transpose(0, 1, 3, 2, 4)
     scores = q @ k.swapaxes(-1, -2) * head**-0.5

@@ -32,13 +32,15 @@ def attention(rec: Recorder, layer: Layer) -> None:
         raise UnsupportedError("an attention whose values have another size than its queries")
     output = rec.output(layer.outputs[0], (0, 2, 1, 3))
     views = [q, k, v]
-    mask_steps, mask_rows = (0, 0, 0, 0), True
+    mask_steps, mask_rows, mask_pairs = (0, 0, 0, 0), True, False
     mask_dtype: DType | None = None
     if mask is not None:
         m = rec.view(mask).broadcast((batch, heads, rows, k.shape[2]))
         by_batch, by_head, by_row, by_column = m.steps
         mask_steps = (by_batch, by_head, by_row, by_column)
         mask_dtype, mask_rows = m.dtype, by_row != 0
+        even = (by_batch, by_head, by_row, m.offset, k.shape[2])
+        mask_pairs = by_column == 1 and not any(s % 2 for s in even)
         views.append(m)
     scale = float(node.attrs.get("scale") or 1.0 / math.sqrt(size))
     if scale < 0:
@@ -58,13 +60,13 @@ def attention(rec: Recorder, layer: Layer) -> None:
         mask=mask_steps,
     )
     causal = bool(node.attrs.get("is_causal", 0))
-    forms = (*attention_kernels.FORMS, *attention_kernels.whole_forms(k.shape[2], mask is not None))
+    fitting = attention_kernels.fitting_forms(k.shape[2], mask is not None)
     kernels = [
-        attention_kernels.Attention(q.dtype, size, mask_dtype, causal, form, mask_rows)
-        for form in forms
+        attention_kernels.Attention(q.dtype, size, mask_dtype, causal, form, mask_rows, mask_pairs)
+        for form in (*attention_kernels.FORMS, *fitting)
     ]
     plans = [a.plan(layout) for a in kernels if a.shared(layout.keys) <= SHARED_LIMIT]
-    signature = f"attention {q.dtype.label} {layout!r} {mask_dtype} {causal}"
+    signature = f"attention {q.dtype.label} {layout!r} {mask_dtype} {mask_pairs} {causal}"
     libraries = [attention_request(q.dtype, layout, size, causal)] if mask is None else []
     rec.launch(plans, [*views, output], signature=signature, libraries=libraries)
 

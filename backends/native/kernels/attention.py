@@ -37,14 +37,15 @@ _WARPS = ((4, 1), (8, 1), (7, 1), (2, 2), (4, 2), (1, 4), (2, 4), (1, 8))
 _MOST_KEYS = 256  # of one warp: what its registers hold
 
 
-def whole_forms(keys: int, masked: bool) -> list[tuple[int, int, int]]:
-    """Forms in which one tile holds all keys, so that everything is on its way at once."""
+def fitting_forms(keys: int, masked: bool) -> list[tuple[int, int, int]]:
+    """Forms in which one tile, or two, just hold all keys: less waste, and all is on its way."""
     most = _MOST_KEYS // 2 if masked else _MOST_KEYS  # the mask's values are in registers, too
-    found = []
+    found: list[tuple[int, int, int]] = []
     for rows, key_warps in _WARPS:
-        part = -(-keys // (16 * key_warps)) * 16
-        if part <= most and (rows, key_warps, part * key_warps) not in FORMS:
-            found.append((rows, key_warps, part * key_warps))
+        for tiles in (1, 2):
+            part = -(-keys // (16 * key_warps * tiles)) * 16
+            if part <= most and (rows, key_warps, part * key_warps) not in (*FORMS, *found):
+                found.append((rows, key_warps, part * key_warps))
     return found
 
 
@@ -92,6 +93,7 @@ class Attention:
         mask: the mask's element type: a float type is added, BOOL selects, None for no mask.
         form: warps along queries, warps along keys, keys a tile.
         mask_rows: whether queries have different rows of the mask.
+        mask_pairs: whether its columns lie side by side, and pairs of them are aligned.
     """
 
     dtype: DType
@@ -100,6 +102,7 @@ class Attention:
     causal: bool = False
     form: tuple[int, int, int] = (4, 1, 64)
     mask_rows: bool = True
+    mask_pairs: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in _MMA or self.head % 16 or not 16 <= self.head <= 256:
@@ -129,6 +132,7 @@ class Attention:
             "KEY_WARPS": self.form[1],
             "BC": self.form[2],
             "MASK_ROWS": int(self.mask_rows),
+            "MASK_PAIRS": int(self.mask_pairs),
             "CAUSAL": int(self.causal),
             "MASK": 0 if self.mask is None else 2 if self.mask is DType.BOOL else 1,
             "T_MASK": C_TYPES[self.mask or DType.FLOAT],

@@ -253,6 +253,46 @@ class Epilogue:
         kinds = zip(self.tree.inputs[1:], self.operands, strict=True)
         return sum(item_size(t) * columns for t, o in kinds if o == "column")
 
+    def register_code(self) -> str:
+        """What gemm_wide.cuh wants of an epilogue without operands that lie like the output.
+
+        `fetch_columns` loads two columns of the column operands; `finish_pair` computes two sums.
+        """
+        types = list(zip(self.tree.inputs[1:], self.operands, strict=True))
+        params = "".join(f", const {C_TYPES[t]}* x{i}" for i, (t, _) in enumerate(types, 1))
+        args = "".join(f", x{i}" for i in range(1, len(types) + 1))
+        members, loads, names = [], [], ["sum[i]"]
+        for i, (dtype, operand) in enumerate(types, 1):
+            kind = C_TYPES[dtype]
+            if operand == "column":
+                members.append(f"    pack<{kind}, 2> c{i};")
+                loads.append(f"    to.c{i} = load_pack<{kind}, 2>(x{i} + col);")
+                names.append(f"widen(held.c{i}.at[i])")
+            else:
+                names.append(f"widen(*x{i})")
+        lines, (result,) = emit(self.tree, names, " " * 8)
+        return "\n".join(
+            (
+                f"#define EPILOGUE_PARAMS {params}",
+                f"#define EPILOGUE_ARGS {args}",
+                "#define BESIDE 0",
+                "struct column_operands {",
+                *members,
+                "};",
+                f"DEVICE void fetch_columns(column_operands& to, int col{params}) {{",
+                *loads,
+                "}",
+                "DEVICE void finish_pair(const ACC* sum, const column_operands& held,"
+                f" pack<T_OUT, 2>& out{params}) {{",
+                "#pragma unroll",
+                "    for (int i = 0; i < 2; i++) {",
+                *lines,
+                f"        out.at[i] = narrow<T_OUT>({result});",
+                "    }",
+                "}",
+            )
+        )
+
     def code(self, vector: int, columns: int, *, staged: bool = True) -> str:
         """What gemm.cuh wants of an epilogue, for `vector` columns at once and tiles of `columns`.
 

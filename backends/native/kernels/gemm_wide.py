@@ -92,7 +92,9 @@ class WideGemm:
             "CLUSTER": self.cluster,
             "VEC": 8,
         }
-        code = self.epilogue.code(8, 0, staged=False) + "\n"
+        alone = not {"full", "row"} & set(self.epilogue.operands)
+        code = self.epilogue.register_code() if alone else self.epilogue.code(8, 0, staged=False)
+        code += "\n"
         code += group_product(self.dtype, self.columns)
         return assemble("gemm_wide", "gemm_wide", defines=defines, code=code, threads=self.threads)
 

@@ -4,7 +4,8 @@
 // keys and combine at the end. All tensors are addressed by batch, head and row strides, so packed
 // QKV needs no transposes. The scale is positive. Macros: T (half_t or bfloat_t), PACK, MMA, HEAD (size of a head),
 // ROW_WARPS, KEY_WARPS, BC (keys a tile), CAUSAL, MASK (0 none, 1 additive, 2 boolean), T_MASK,
-// MASK_ROWS (0: one row of the mask serves all queries).
+// MASK_ROWS (0: one row of the mask serves all queries), MASK_PAIRS (1: its columns lie side by side in
+// aligned pairs).
 
 struct attention_shape {
     int queries, keys, group, causal_offset;
@@ -66,15 +67,20 @@ GLOBAL(KERNEL, THREADS)(const T* q, const T* k, const T* v, T* o, attention_shap
         // on its way while the keys arrive
         T_MASK around[MASK_ROWS ? 2 : 1][PART / 8][2];
 #pragma unroll
-        for (int h = 0; h < (MASK_ROWS ? 2 : 1); h++)
+        for (int h = 0; h < (MASK_ROWS ? 2 : 1); h++) {
+            const int row = MASK_ROWS ? min(first + row_warp * 16 + (lane >> 2) + h * 8, g.queries - 1) : 0;
+            const T_MASK* line = mask + batch * g.mask[0] + head * g.mask[1] + row * g.mask[2];
 #pragma unroll
-            for (int j = 0; j < PART / 8; j++)
+            for (int j = 0; j < PART / 8; j++) {
+                const int key = step * BC + key0 + j * 8 + (lane & 3) * 2;
+#if MASK_PAIRS
+                *(pack<T_MASK, 2>*)around[h][j] = load_pack<T_MASK, 2>(line + min(key, g.keys - 2));
+#else
 #pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    int row = MASK_ROWS ? min(first + row_warp * 16 + (lane >> 2) + h * 8, g.queries - 1) : 0;
-                    int key = min(step * BC + key0 + j * 8 + (lane & 3) * 2 + e, g.keys - 1);
-                    around[h][j][e] = mask[batch * g.mask[0] + head * g.mask[1] + row * g.mask[2] + key * g.mask[3]];
-                }
+                for (int e = 0; e < 2; e++) around[h][j][e] = line[min(key + e, g.keys - 1) * g.mask[3]];
+#endif
+            }
+        }
 #endif
         copy_wait<1>();
         __syncthreads();

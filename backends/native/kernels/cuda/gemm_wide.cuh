@@ -11,6 +11,11 @@ struct wide_shape { int m, n, slices, groups_m, tiles; i64 ldd; };
 #define STAGE_BYTES ((BM + BN) * 128)
 #define PITCH 40
 #define STAGING (16 * PITCH)
+// a warp's rows on their way out: 128 bytes each, in vectors of 16 bytes
+#define PART (BN < 128 / (int)sizeof(T_OUT) ? BN : 128 / (int)sizeof(T_OUT) < 64 ? 128 / (int)sizeof(T_OUT) : 64)
+#define WIDE (16 / (int)sizeof(T_OUT) < 8 ? 16 / (int)sizeof(T_OUT) : 8)
+#define PER_ROW (PART / WIDE)
+#define ROW_PITCH (PART + WIDE)
 
 GLOBAL(KERNEL, THREADS)(const __grid_constant__ tensor_map a, const __grid_constant__ tensor_map b, T_OUT* d, wide_shape g EPILOGUE_PARAMS) {
     DYNAMIC_SHARED(shared);
@@ -56,6 +61,12 @@ GLOBAL(KERNEL, THREADS)(const __grid_constant__ tensor_map a, const __grid_const
         u32 count = 0;
         wait_predecessor();
         for (int t = first; t < g.tiles; t += step) {
+            const int m0 = (t % g.groups_m * CLUSTER + rank) * BM + group * 64 + warp % 4 * 16, n0 = t / g.groups_m * BN;
+#if BESIDE == 0
+            column_operands columns[BN / 8];  // on their way while the tile is multiplied
+#pragma unroll
+            for (int j = 0; j < BN / 8; j++) fetch_columns(columns[j], min(n0 + j * 8 + (lane & 3) * 2, g.n - 2) EPILOGUE_ARGS);
+#endif
             ACC acc[BN / 8][4] = {};
 #pragma unroll 1
             for (int slice = 0; slice < g.slices; slice++, count++) {
@@ -76,7 +87,29 @@ GLOBAL(KERNEL, THREADS)(const __grid_constant__ tensor_map a, const __grid_const
                 for (int e = 0; e < 4; e++) pin(acc[j][e]);
             if ((tid & 127) < CLUSTER) barrier_arrive(empty + (count - 1) % STAGES, tid & 127);
 
-            const int m0 = (t % g.groups_m * CLUSTER + rank) * BM + group * 64 + warp % 4 * 16, n0 = t / g.groups_m * BN;
+#if BESIDE == 0
+            // finished in registers; through shared memory only so that whole vectors are stored
+            T_OUT* rows = (T_OUT*)own;
+#pragma unroll
+            for (int part = 0; part < BN / PART; part++) {
+#pragma unroll
+                for (int j = 0; j < PART / 8; j++)
+#pragma unroll
+                    for (int half = 0; half < 2; half++) {
+                        pack<T_OUT, 2> pair;
+                        finish_pair(acc[part * (PART / 8) + j] + half * 2, columns[part * (PART / 8) + j], pair EPILOGUE_ARGS);
+                        store_pack<T_OUT, 2>(rows + ((lane >> 2) + half * 8) * ROW_PITCH + j * 8 + (lane & 3) * 2, pair);
+                    }
+                __syncwarp();
+#pragma unroll
+                for (int u = lane; u < 16 * PER_ROW; u += 32) {
+                    const int row = u / PER_ROW, at = u % PER_ROW * WIDE, col = n0 + part * PART + at;
+                    if (m0 + row < g.m && col < g.n)
+                        store_pack<T_OUT, WIDE>(d + (i64)(m0 + row) * g.ldd + col, load_pack<T_OUT, WIDE>(rows + row * ROW_PITCH + at));
+                }
+                __syncwarp();
+            }
+#else
             // two rows of eight columns a lane and part of 32 columns
             const int row = lane >> 2, col = (lane & 3) * 8;
             operands held[2];
@@ -110,6 +143,7 @@ GLOBAL(KERNEL, THREADS)(const __grid_constant__ tensor_map a, const __grid_const
                     if (m0 + row + u * 8 < g.m && n0 + part * 32 + col < g.n)
                         store_pack<T_OUT, 8>(d + (i64)(m0 + row + u * 8) * g.ldd + n0 + part * 32 + col, out[u]);
             }
+#endif
         }
     }
     if (CLUSTER > 1) cluster_leave();  // others may still write to this block's memory
