@@ -198,6 +198,8 @@ inline double __longlong_as_double(long long v) { double f; memcpy(&f, &v, 8); r
 inline float __expf(float v) { return expf(v); }
 inline float exp2_fast(float v) { return exp2f(v); }
 inline float reciprocal_fast(float v) { return 1.0f / v; }
+inline double sinpi(double v) { return sin(v * 3.14159265358979323846); }
+inline double cospi(double v) { return cos(v * 3.14159265358979323846); }
 inline float rsqrtf(float v) { return 1.0f / sqrtf(v); }
 inline double rsqrt(double v) { return 1.0 / sqrt(v); }
 template <typename T, typename V> T atomicAdd(T* p, V v) { T old = *p; *p = old + (T)v; return old; }

@@ -42,3 +42,10 @@ def compute(
         tuple(sorted((defines or {}).items())),
     )
     rec.launch([op.plan(shape, scalars)], list(views.values()), writes=len(outputs))
+
+
+def each(rec: Recorder, view: View, shape: Dims) -> tuple[View, str]:
+    """An operand that broadcasts to `shape`, and the index under which `unit` finds its value."""
+    if view.count == 1:
+        return view, "0"
+    return view.broadcast(shape), "unit"

@@ -341,7 +341,7 @@ def _plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v.decode() if isinstance(v, bytes) else v for k, v in attrs.items()}
 
 
-_SATURATED = {
+SATURATED = {
     DType.FLOAT8E4M3FN: 448.0,
     DType.FLOAT8E4M3FNUZ: 240.0,
     DType.FLOAT8E5M2: 57344.0,
@@ -361,7 +361,7 @@ def _cast(
         if target is DType.FLOAT8E8M0:
             mode, sure = _E8M0_MODES[round_mode], "true" if saturate else "false"
             return f"widen(to_e8m0<{mode}, {sure}>({value}))"
-        limit = _SATURATED.get(target)
+        limit = SATURATED.get(target)
         if saturate and limit is not None:
             value = f"saturated((double){value}, {limit})"
         return f"widen(narrow<{kind}>({value}))"

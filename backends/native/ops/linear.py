@@ -107,11 +107,11 @@ def det_shape(x: Arg) -> Dims:
 @op("Einsum", since=12)
 def einsum(xp: Any, *inputs: Array, equation: str) -> Array:
     """The Einstein sum; two operands become one batched matrix product."""
-    operands, result = _labels(equation, tuple(x.ndim for x in inputs))
+    operands, result = labels(equation, tuple(x.ndim for x in inputs))
     if len(inputs) != 2:
         spelled = f"{','.join(operands)}->{result}"
         return xp.asarray(xp.einsum(spelled, *inputs, optimize=len(inputs) > 2))
-    plan = _contraction(*operands, result)
+    plan = contraction(*operands, result)
     a = _reduced(xp, inputs[0], operands[0], plan.left)
     b = _reduced(xp, inputs[1], operands[1], plan.right)
     return _contract(xp, a, b, plan)
@@ -120,7 +120,7 @@ def einsum(xp: Any, *inputs: Array, equation: str) -> Array:
 @shape("Einsum")
 def einsum_shape(*inputs: Arg, equation: str) -> Dims:
     """One dimension a label of the result."""
-    operands, result = _labels(equation, tuple(len(x.shape) for x in inputs))
+    operands, result = labels(equation, tuple(len(x.shape) for x in inputs))
     sizes = _sizes(operands, [x.shape for x in inputs])
     return tuple(sizes[c] for c in result)
 
@@ -128,7 +128,7 @@ def einsum_shape(*inputs: Arg, equation: str) -> Dims:
 @flops("Einsum")
 def einsum_flops(*inputs: Arg, equation: str, outputs: Sequence[Dims]) -> int:
     """As many as the direct sum over all labels takes: one product an operand and one sum."""
-    operands, _ = _labels(equation, tuple(len(x.shape) for x in inputs))
+    operands, _ = labels(equation, tuple(len(x.shape) for x in inputs))
     sizes = _sizes(operands, [x.shape for x in inputs])
     return len(inputs) * math.prod(sizes.values())
 
@@ -143,7 +143,7 @@ def _sizes(operands: Sequence[str], dims: Sequence[Dims]) -> dict[str, int]:
 
 
 @lru_cache(maxsize=256)
-def _labels(equation: str, ranks: tuple[int, ...]) -> tuple[tuple[str, ...], str]:
+def labels(equation: str, ranks: tuple[int, ...]) -> tuple[tuple[str, ...], str]:
     """One label an axis for each operand and the result, with ellipses spelled out."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
@@ -165,7 +165,7 @@ def _labels(equation: str, ranks: tuple[int, ...]) -> tuple[tuple[str, ...], str
 
 
 @dataclass(frozen=True)
-class _Contraction:
+class Contraction:
     """A sum over two operands as a batched matrix product.
 
     Attributes:
@@ -186,13 +186,13 @@ class _Contraction:
 
 
 @lru_cache(maxsize=256)
-def _contraction(a: str, b: str, result: str) -> _Contraction:
+def contraction(a: str, b: str, result: str) -> Contraction:
     batch = "".join(c for c in result if c in a and c in b)
     rows = "".join(c for c in result if c in a and c not in b)
     columns = "".join(c for c in result if c in b and c not in a)
     inner = "".join(dict.fromkeys(c for c in a if c in b and c not in result))
     product = batch + rows + columns
-    return _Contraction(
+    return Contraction(
         batch + rows + inner,
         batch + inner + columns,
         *(len(batch), len(rows), len(inner), len(columns)),
@@ -207,7 +207,7 @@ def _reduced(xp: Any, x: Array, labels: str, wanted: str) -> Array:
     return xp.einsum(f"{labels}->{wanted}", x)
 
 
-def _contract(xp: Any, a: Array, b: Array, plan: _Contraction) -> Array:
+def _contract(xp: Any, a: Array, b: Array, plan: Contraction) -> Array:
     n, rows = plan.batch, plan.rows
     inner_a, inner_b = a.shape[n + rows :], b.shape[n : n + plan.inner]
     if inner_a != inner_b:  # a length of one broadcasts
