@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
+_ENGINE_OPTIONS = ("device", "cuda_graph", "kernels", "retune")
+"""What a native runner takes of an engine that is built already."""
+
 OnIteration = Callable[[str, int, Iteration], None]
 
 
@@ -299,7 +302,7 @@ def make_runner(
     """The runner of that name."""
     options = dict(request.options.get(name, {}))
     if name == "native" and (request.engine or model is None):
-        options = {k: v for k, v in options.items() if k in ("device", "cuda_graph")}
+        options = {k: v for k, v in options.items() if k in _ENGINE_OPTIONS}
         return registry.runner(name, request.engine or request.model, **options)
     if name == "onnxrt" and bulk and not options.get("graph_optimization_level"):
         options["graph_optimization_level"] = "disable"

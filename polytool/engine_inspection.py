@@ -39,6 +39,7 @@ class EngineDescription:
     layers: tuple[EngineLayer, ...]
     kinds: Mapping[str, int]
     weight_bytes: int
+    devices: tuple[str, ...] = ()
 
     @property
     def nodes(self) -> int:
@@ -69,6 +70,7 @@ def inspect_engine(path: StrPath) -> EngineDescription:
         layers=tuple(layers),
         kinds=dict(Counter(layer.kind for layer in layers).most_common()),
         weight_bytes=_weight_bytes(network),
+        devices=tuple(replay.device for replay in engine.built_tactics()),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polytool.backends.native.config import BuilderConfig
+from polytool.backends.native.device_section import DeviceSection
 from polytool.backends.native.network import Network
 from polytool.backends.native.program import LazyProgram, Program
 from polytool.backends.native.tactic_replay import TacticReplay
@@ -33,6 +34,9 @@ class Engine:
         notes: what the user should hear, such as an option that did nothing.
         spare: a context that the build has made ready, for whoever comes first.
         path: the file that it was loaded from.
+        sections: what that holds for GPUs.
+        kernels: whether compiled kernels are taken from there.
+        retune: whether tactics may be chosen for a GPU that it holds nothing for.
     """
 
     name: str
@@ -42,6 +46,9 @@ class Engine:
     notes: tuple[str, ...] = ()
     spare: list[ExecutionContext] = field(default_factory=list, repr=False)
     path: Path | None = None
+    sections: tuple[DeviceSection, ...] = ()
+    kernels: bool = True
+    retune: bool = True
 
     @property
     def mode(self) -> Mode:
@@ -76,9 +83,11 @@ class Engine:
     @cached_property
     def tuning(self) -> Tuning:
         """Which candidates run on the GPU; decided once, used by every context."""
-        from polytool.backends.native.cuda.tuning import Tuning
+        from polytool.backends.native.cuda.tuning import Tuning, section_for
 
-        return Tuning(self.config, self.weights.device)
+        device = self.weights.device
+        section = section_for(device, self.sections)
+        return Tuning(self.config, device, section, self.kernels, self.retune)
 
     def tactics(self) -> TacticReplay:
         """What was decided so far: on a GPU, for the shapes that have been seen or built for."""
@@ -88,8 +97,15 @@ class Engine:
         return TacticReplay(tactic_choices(self.network, self.mode), "cpu", self.name)
 
     def built_tactics(self) -> list[TacticReplay]:
-        """What was decided for the GPUs that the engine file has sections for."""
-        return []
+        """What was decided for the GPUs that the engine's file has sections for."""
+        return [section.replay for section in self.sections]
+
+    def saved_sections(self) -> list[DeviceSection]:
+        """What a file of this engine holds for GPUs: as it was loaded, and as decided here."""
+        mine = self.tuning.section() if self.device == "cuda" else None
+        if mine is None:
+            return list(self.sections)
+        return [*(s for s in self.sections if s.stamp != mine.stamp), mine]
 
     def create_execution_context(self, *, cuda_graph: bool | None = None) -> ExecutionContext:
         """A context: what one thread needs to run the engine; see `ExecutionContext`."""
@@ -109,12 +125,27 @@ class Engine:
         save(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "auto", kernels: bool = True) -> Engine:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        kernels: bool = True,
+        retune: bool = True,
+    ) -> Engine:
         """Read an engine file; weights stay on disk until they are used.
 
+        Args:
+            path: the file.
+            device: `auto`, `cpu` or `cuda`.
+            kernels: take compiled kernels from the file; they are code, so leave it to files that
+                you trust. Without, they are compiled here.
+            retune: on a GPU that the file was not built for, choose tactics again.
+
         Raises:
+            RunnerError: `retune` is False and the file was not built for this GPU.
             ModelError: the file is missing, truncated, altered, or of another version.
         """
         from polytool.backends.native.engine_file import load
 
-        return load(Path(path), device=device, kernels=kernels)
+        return load(Path(path), device=device, kernels=kernels, retune=retune)

@@ -4,8 +4,10 @@
   crc32. The plan's own crc32 stands in the file's metadata.
 * `weights/N`: a constant in ONNX layout at its stored precision, packed as ONNX packs it. Parts
   are padded to 64 bytes, so that mapped weights are aligned.
+* `kernels/N`: the machine code for one GPU; the plan holds its stamp and the chosen tactics.
 
-The plan is verified when a file is opened, a weight when it is first used.
+The plan and the kernels for this machine's GPU are verified when a file is opened, a weight when it
+is first used.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ import numpy as np
 import polytool
 from polytool import arrays
 from polytool.backends.native.config import BuilderConfig
+from polytool.backends.native.device_section import read_section
 from polytool.backends.native.engine import Engine
 from polytool.backends.native.network import Constant
 from polytool.backends.native.plan import PlanReader, PlanWriter, as_text, check_order
-from polytool.errors import ModelError
+from polytool.errors import ModelError, RunnerError
 from polytool.files import DataFile, replacing, write_all
 from polytool.tensors import DType
 
@@ -54,15 +57,20 @@ def save(engine: Engine, path: Path) -> None:
     plan = writer.write(engine.network)
     parts = [_describe(constant) for constant in writer.constants]
     plan |= {"name": engine.name, "config": engine.config.to_json(), "parts": parts}
+    sections = engine.saved_sections()
+    plan["devices"] = [section.describe() for section in sections]
     text = json.dumps(plan, separators=(",", ":")).encode()
     sizes = {"plan": len(text)}
     sizes |= {f"weights/{i}": p["bytes"] for i, p in enumerate(parts) if "text" not in p}
+    sizes |= {f"kernels/{i}": row["bytes"] for i, row in enumerate(plan["devices"])}
     with replacing(path) as file:
         write_all(file, _header(sizes, zlib.crc32(text)))
         write_all(file, _padded(text))
         for part, constant in zip(parts, writer.constants, strict=True):
             if "text" not in part:
                 write_all(file, _padded(_content(constant)))
+        for section in sections:
+            write_all(file, _padded(section.content()))
 
 
 def _content(constant: Constant) -> bytes:
@@ -104,14 +112,37 @@ def _header(sizes: dict[str, int], crc: int) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def load(path: Path, *, device: str = "auto", kernels: bool = True) -> Engine:
-    """Read an engine file.
+def load(path: Path, *, device: str = "auto", kernels: bool = True, retune: bool = True) -> Engine:
+    """Read an engine file; see `Engine.load`.
 
     Raises:
         ModelError: the file is missing, truncated, altered, no engine, or of another version.
+        RunnerError: it was built for another GPU and must not be tuned again.
     """
     from polytool.backends.native.builder import choose_device
 
+    parts, plan = _plan(path)
+    device = choose_device(device)
+    try:
+        reader = _Constants(path, plan["parts"], parts)
+        network = PlanReader(reader.constant).read(plan)
+        config = _config(plan["config"])
+        check_order(network)
+        engine = Engine(as_text(plan["name"]), network, config, device, path=path, retune=retune)
+        engine.kernels = kernels
+        engine.sections = tuple(
+            read_section(row, parts[f"kernels/{i}"], lambda cause: _damaged(path, cause))
+            for i, row in enumerate(plan.get("devices", []))
+        )
+    except _UNREADABLE as err:
+        raise _damaged(path, f"its plan cannot be read ({err})") from err
+    if device == "cuda":
+        engine.notes += _for_this_device(engine)
+    return engine
+
+
+def _plan(path: Path) -> tuple[dict[str, memoryview], dict[str, Any]]:
+    """The parts of a file, and its plan, verified."""
     file = DataFile.open(path)
     parts, metadata = _parts(file, path)
     plan_bytes = parts["plan"][: int(metadata["plan_bytes"])]
@@ -119,13 +150,29 @@ def load(path: Path, *, device: str = "auto", kernels: bool = True) -> Engine:
         raise _damaged(path, "its plan does not match its checksum")
     try:
         plan = json.loads(bytes(plan_bytes))
-        reader = _Constants(path, plan["parts"], parts)
-        network = PlanReader(reader.constant).read(plan)
-        config = _config(plan["config"])
-        check_order(network)
-        return Engine(as_text(plan["name"]), network, config, choose_device(device), path=path)
+        if not isinstance(plan, dict):
+            raise TypeError("it is no object")
     except _UNREADABLE as err:
         raise _damaged(path, f"its plan cannot be read ({err})") from err
+    return parts, plan
+
+
+def _for_this_device(engine: Engine) -> tuple[str, ...]:
+    """What the user should hear about tactics on this GPU.
+
+    Raises:
+        RunnerError: there are none, and they must not be chosen again.
+    """
+    if engine.tuning.has_section:
+        return ()
+    held = ", ".join(str(s.stamp["device"]) for s in engine.sections) or "no GPU"
+    why = (
+        f"{str(engine.path)!r} was built for {held}, not for this {engine.tuning.device.name} "
+        "with this driver and these libraries"
+    )
+    if not engine.retune:
+        raise RunnerError(f"{why}: build it here, or allow tactics to be chosen again")
+    return (f"{why}: tactics are chosen again when shapes are first seen",)
 
 
 def _config(data: dict[str, Any]) -> BuilderConfig:
@@ -175,6 +222,9 @@ def verify(path: Path) -> Iterator[str]:
         ModelError: a part does not match its checksum.
     """
     engine = load(path, device="cpu")
+    for index, section in enumerate(engine.sections):
+        section.kernels()
+        yield f"kernels/{index}"
     writer = PlanWriter()
     writer.write(engine.network)
     for index, constant in enumerate(writer.constants):

@@ -34,6 +34,7 @@ class NativeRunner(Observable):
             `{"layer_precisions": {...}}`.
         optimize: False runs the nodes one by one, unfolded and unfused.
         config: a complete BuilderConfig in place of the options above.
+        kernels, retune: for engine files, see `Engine.load`.
         builder_options: further arguments of `BuilderConfig.of`; with an engine only `cuda_graph`
             has a meaning.
     """
@@ -52,6 +53,8 @@ class NativeRunner(Observable):
         optimize: bool = True,
         config: BuilderConfig | None = None,
         name: str | None = None,
+        kernels: bool = True,
+        retune: bool = True,
         **builder_options: Any,
     ) -> None:
         self._cuda_graph: bool | None = builder_options.get("cuda_graph")
@@ -62,7 +65,7 @@ class NativeRunner(Observable):
         if isinstance(model, Engine):
             self.engine = model
         elif is_engine(model):
-            self.engine = Engine.load(model, device=device)
+            self.engine = Engine.load(model, device=device, kernels=kernels, retune=retune)
         else:
             self.engine = engine_from_onnx(
                 model,

@@ -124,7 +124,7 @@ class TacticReplay:
             data = json.loads(bytes(DataFile.open(path).view))
             if data["format"] != FORMAT:
                 raise ValueError(f"its format is {data['format']!r}, not {FORMAT!r}")
-            rows = tuple(_choice(row) for row in data["tactics"])
+            rows = tuple(read_choice(row) for row in data["tactics"])
             return cls(rows, str(data["device"]), repr(where))
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
             raise ModelError(
@@ -133,7 +133,8 @@ class TacticReplay:
             ) from err
 
 
-def _choice(row: Any) -> TacticChoice:
+def read_choice(row: Any) -> TacticChoice:
+    """The inverse of `TacticChoice.to_json`; raises KeyError, TypeError or ValueError."""
     texts = [row["layer"], row["tactic"], row.get("signature", ""), *row.get("candidates", ())]
     if not all(isinstance(t, str) for t in texts):
         raise ValueError("a row is not made of text")

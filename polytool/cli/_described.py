@@ -181,6 +181,7 @@ def engine_text(found: EngineDescription, show: Collection[str]) -> str:
     lines = [
         f"{found.path}: engine for {found.device}, {found.config.get('precision', '')}",
         f"{len(found.layers)} layers of {found.nodes} nodes, {size(found.weight_bytes)} of weights",
+        *(f"tactics and kernels for {name}" for name in found.devices),
         "",
         *_interface("inputs", found.inputs),
         *_interface("outputs", found.outputs),
@@ -208,6 +209,7 @@ def engine_facts(found: EngineDescription, show: Collection[str]) -> dict[str, A
         "nodes": found.nodes,
         "kinds": found.kinds,
         "weight_bytes": found.weight_bytes,
+        "devices": found.devices,
     }
     if {"layers", "attrs"} & set(show):
         facts["layers"] = [

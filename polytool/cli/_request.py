@@ -19,6 +19,7 @@ def request_of(
     runners: Sequence[str],
     builder: _runners.Builder,
     tactics: _tactics.Tactics,
+    loading: dict[str, bool],
     onnxrt: _runners.Onnxrt,
     files: _runners.Files,
     feeds: options.FeedOptions,
@@ -32,7 +33,7 @@ def request_of(
         model=model,
         runners=runners,
         options={
-            "native": builder.to_options() | tactics.to_options(),
+            "native": builder.to_options() | tactics.to_options() | loading,
             "onnxrt": onnxrt.to_options(),
         },
         engine=files.load_engine,

@@ -119,6 +119,32 @@ def tactics(function: F) -> F:
     )
 
 
+def loading(function: F) -> F:
+    """--no-kernels and --no-retune, passed as one `loading`: keyword arguments of Engine.load."""
+    return options.bundle(
+        function,
+        "loading",
+        dict,
+        (
+            options.option(
+                "--no-kernels",
+                "kernels",
+                flag_value=False,
+                default=True,
+                help="Compile the kernels of a loaded engine here, instead of trusting its own.",
+            ),
+            options.option(
+                "--no-retune",
+                "retune",
+                flag_value=False,
+                default=True,
+                help="Refuse an engine that was built for another GPU, instead of choosing tactics "
+                "again.",
+            ),
+        ),
+    )
+
+
 def _read(tactic_sources: Sequence[str], pool_limit: Sequence[str], **given: Any) -> Tactics:
     return Tactics(
         tactic_sources=_sources(tactic_sources), workspace_limit=_limit(pool_limit), **given

@@ -13,6 +13,7 @@ from polytool.cli.output import note, result
 @_runners.chosen
 @_runners.builder
 @_tactics.tactics
+@_tactics.loading
 @_runners.onnxrt
 @options.feeds
 @_runners.files

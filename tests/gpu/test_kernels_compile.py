@@ -173,5 +173,5 @@ def test_a_refused_source_names_the_kernel_and_the_line():
 
 def test_a_stored_cubin_is_used_without_compiling():
     kernel = type(gemm.Gemm(H, bias(H), gemm.TILES[-1]).kernel)("stored", "never compiled")
-    compiler.remember(kernel, "sm_90a", b"cubin")
+    compiler.adopt({compiler.key(kernel, "sm_90a"): b"cubin"})
     assert compiler.compile_kernel(kernel, "sm_90a") == b"cubin"

@@ -16,7 +16,7 @@ from polytool.backends.native.cuda.handover import Handover
 from polytool.backends.native.cuda.recorder import Recorder, Step, storages
 from polytool.backends.native.cuda.tuning import Tuning
 from polytool.backends.native.cuda.weights import Weights
-from polytool.backends.native.kernels import compiler, driver
+from polytool.backends.native.kernels import compiler, driver, handover
 from polytool.backends.native.kernels.launch import Launchable, prepare_plan
 from polytool.backends.native.kernels.source import item_size
 from polytool.backends.native.memory import Lifetime, plan_arena
@@ -99,6 +99,8 @@ class Stretch:
             memory.close(but=self)
             self._place()
             self._launches = self._choose(tuning)
+        tuning.use(k for step in self._steps for plan in step.plans for k in plan.kernels())
+        tuning.use(handover.kernels())
         self._cuda_graph, self._runs = cuda_graph, 0
         self._handover: Handover | None = None
 

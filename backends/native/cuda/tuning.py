@@ -11,15 +11,16 @@ import dataclasses
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import polytool
-from polytool.backends.native.config import BuilderConfig
+from polytool.backends.native.config import TACTIC_SOURCES, BuilderConfig
 from polytool.backends.native.cuda.library import ask_libraries, library_versions
 from polytool.backends.native.cuda.recorder import Step
 from polytool.backends.native.cuda.timing import time_candidates
-from polytool.backends.native.kernels import driver
-from polytool.backends.native.kernels.source import Candidate, LibraryPlan
+from polytool.backends.native.device_section import DeviceSection
+from polytool.backends.native.kernels import compiler, driver
+from polytool.backends.native.kernels.source import Candidate, Kernel, LibraryPlan
 from polytool.backends.native.tactic_replay import TacticChoice
 from polytool.backends.native.timing_cache import TimingCache
 from polytool.errors import RunnerError
@@ -39,24 +40,33 @@ class Tuning:
     Args:
         config: what may be chosen from.
         device: where it runs.
-        section: signature to candidate, as the engine file has it for this device.
+        section: what the engine file holds for this device.
+        kernels: whether its machine code may be used.
         retune: whether operations that nothing decides may be timed.
 
     Attributes:
-        chosen: every decision so far, by layer and signature.
+        chosen: every decision so far, by layer and signature; those of the section included.
     """
 
     def __init__(
         self,
         config: BuilderConfig,
         device: driver.Device,
-        section: Mapping[str, str] | None = None,
+        section: DeviceSection | None = None,
+        kernels: bool = True,
         retune: bool = True,
     ) -> None:
         self.config, self.device, self.retune = config, device, retune
         self.cache = config.timing_cache or TimingCache()
-        self.section = dict(section or {})
         self.chosen: dict[tuple[str, str], TacticChoice] = {}
+        self._code: dict[str, bytes] = {}
+        if section is not None:
+            self.chosen = {(c.layer, c.signature): c for c in section.choices}
+            if kernels:
+                self._code.update(section.kernels())
+                compiler.adopt(self._code)
+        self.has_section = section is not None
+        self._kernels: dict[str, Kernel] = {}
         self._places: dict[tuple[str, int], str] = {}
         self._stamp: str | None = None
 
@@ -68,6 +78,22 @@ class Tuning:
             facts |= library_versions(self._sources())
             self._stamp = json.dumps(facts, sort_keys=True)
         return self._stamp
+
+    def use(self, kernels: Iterable[Kernel]) -> None:
+        """These are launched: the engine's file is to hold them."""
+        self._kernels.update({compiler.key(k, self.device.arch): k for k in kernels})
+
+    def section(self) -> DeviceSection | None:
+        """What an engine file holds for this device; None before anything was recorded."""
+        if not self._kernels and not self.chosen:
+            return None
+        arch = self.device.arch
+        self._code |= {d: compiler.compile_kernel(k, arch) for d, k in self._kernels.items()}
+        code = dict(sorted(self._code.items()))
+        choices = tuple(c for _, c in sorted(self.chosen.items()))
+        taken = {c.tactic.split()[0] for c in choices}.intersection(self._sources())
+        versions = library_versions(sorted(taken))
+        return DeviceSection(self.device.stamp, versions, choices, lambda: code)
 
     def _sources(self) -> list[str]:
         if self.config.builder_optimization_level < _LIBRARIES_FROM:
@@ -119,8 +145,6 @@ class Tuning:
         layer = step.layer.name
         if self.config.tactics is not None:
             return self.config.tactics.wanted(layer, step.signature, place)
-        if step.signature in self.section:
-            return self.section[step.signature]
         if (layer, step.signature) in self.chosen:
             return self.chosen[layer, step.signature].tactic
         asked = {r.source for r in step.libraries}.intersection(self._sources())
@@ -195,6 +219,16 @@ class Tuning:
             self._keep(step, place, best.name, tune=True)
             return best
         return step.plans[0]
+
+
+def section_for(device: driver.Device, sections: Sequence[DeviceSection]) -> DeviceSection | None:
+    """The section that was made on such a device with the same driver and libraries."""
+    for section in sections:
+        if dict(section.stamp) == device.stamp:
+            here = library_versions([s for s in section.versions if s in TACTIC_SOURCES])
+            if here == dict(section.versions):
+                return section
+    return None
 
 
 def _names(plans: Iterable[Candidate]) -> tuple[str, ...]:

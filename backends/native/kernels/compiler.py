@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -29,7 +29,7 @@ def _nvrtc() -> ctypes.CDLL:
 
 
 def version() -> tuple[int, int]:
-    """NVRTC's version; part of the key of every stored cubin."""
+    """NVRTC's version."""
     major, minor = ctypes.c_int(), ctypes.c_int()
     _check(_nvrtc().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)), "nvrtcVersion")
     return major.value, minor.value
@@ -48,8 +48,8 @@ def options(kernel: Kernel, arch: str) -> tuple[str, ...]:
 
 
 def key(kernel: Kernel, arch: str) -> str:
-    """What a cubin depends on, as one digest."""
-    text = "\0".join((*options(kernel, arch), str(version()), kernel.source))
+    """What a cubin is made of, as one digest; computed without NVRTC."""
+    text = "\0".join((*options(kernel, arch), kernel.source))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -75,10 +75,10 @@ def compile_all(kernels: Iterable[Kernel], arch: str, threads: int = 8) -> None:
         list(pool.map(lambda k: compile_kernel(k, arch), todo.values()))
 
 
-def remember(kernel: Kernel, arch: str, cubin: bytes) -> None:
-    """Put a stored cubin in place, so that loading an engine compiles nothing."""
+def adopt(cubins: Mapping[str, bytes]) -> None:
+    """Take in stored cubins by their `key`, so that loading an engine compiles nothing."""
     with _lock:
-        _cubins[key(kernel, arch)] = cubin
+        _cubins.update(cubins)
 
 
 def _compile(kernel: Kernel, arguments: tuple[str, ...]) -> bytes:
