@@ -9,6 +9,7 @@ import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, ValueInfoProto
 
 from polytool.surgeon.graph import Graph, Node, Value
+from polytool.surgeon.types import Type
 
 if TYPE_CHECKING:
     from polytool.surgeon.graph import Workspace
@@ -147,8 +148,8 @@ def _info(value: Value, info: ValueInfoProto) -> ValueInfoProto:
 
 
 def _output_info(value: Value, info: ValueInfoProto) -> ValueInfoProto:
-    """The declaration of an output stays; a missing type is filled in."""
-    missing = info.type.WhichOneof("value") is None and value.type is not None
+    """The declaration of an output stays; a missing type or shape is filled in."""
+    missing = value.type is not None and _says_less(info.type, value.type)
     if info.name == value.name and not missing:
         return info
     copy = ValueInfoProto()
@@ -157,6 +158,16 @@ def _output_info(value: Value, info: ValueInfoProto) -> ValueInfoProto:
     if missing and value.type is not None:
         copy.type.CopyFrom(value.type.proto)
     return copy
+
+
+def _says_less(declared: onnx.TypeProto, known: Type) -> bool:
+    """Whether a type is not declared at all, or without the shape that is known of it."""
+    if declared.WhichOneof("value") is None:
+        return True
+    tensor = declared.tensor_type
+    if not declared.HasField("tensor_type") or tensor.HasField("shape"):
+        return False
+    return known.kind == "tensor" and known.shape is not None and known.dtype == tensor.elem_type
 
 
 def _add_value_info(proto: onnx.GraphProto, value: Value, info: ValueInfoProto | None) -> None:
