@@ -21,11 +21,25 @@ struct attention_shape {
 #define LOG2E 1.4426950408889634f
 #define BATCH 4
 
-DEVICE void load_tile(T* tile, const T* from, i64 row_stride, int rows, int valid) {
-    for (int i = threadIdx.x; i < rows * CHUNKS; i += THREADS) {
-        int row = i / CHUNKS, chunk = i % CHUNKS;
-        bool inside = row < valid;
-        copy_async16(tile + row * PITCH + chunk * 8, inside ? from + row * row_stride + chunk * 8 : from, inside);
+// rows that are not there become zeros
+template <int ROWS> DEVICE void load_tile(T* tile, const T* from, i64 row_stride, int valid) {
+    if (THREADS % CHUNKS == 0) {
+        constexpr int at_once = THREADS / CHUNKS;
+        const int chunk = threadIdx.x % CHUNKS, row = threadIdx.x / CHUNKS;
+        const i64 step = at_once * row_stride;
+        from += row * row_stride + chunk * 8;
+        tile += row * PITCH + chunk * 8;
+        valid -= row;
+#pragma unroll
+        for (int r = 0; r < ROWS; r += at_once) {
+            if (ROWS % at_once == 0 || row + r < ROWS) copy_async16(tile + r * PITCH, from, r < valid);
+            from += step;
+        }
+    } else {
+        for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
+            int row = i / CHUNKS, chunk = i % CHUNKS;
+            copy_async16(tile + row * PITCH + chunk * 8, from + row * row_stride + chunk * 8, row < valid);
+        }
     }
 }
 
@@ -50,10 +64,10 @@ GLOBAL(KERNEL, THREADS)(const T* q, const T* k, const T* v, T* o, attention_shap
     if (CAUSAL) last = min(last, first + rows + g.causal_offset);
     const int steps = max(0, (last + BC - 1) / BC);
     wait_predecessor();
-    load_tile(tile_q, q, g.q[2], rows, g.queries - first);
-    if (steps) load_tile(tiles, k, g.k[2], BC, g.keys);
+    load_tile<ROW_WARPS * 16>(tile_q, q, g.q[2], g.queries - first);
+    if (steps) load_tile<BC>(tiles, k, g.k[2], g.keys);
     copy_commit();
-    if (steps) load_tile(tiles + BC * PITCH, v, g.v[2], BC, g.keys);
+    if (steps) load_tile<BC>(tiles + BC * PITCH, v, g.v[2], g.keys);
     copy_commit();
 
     u32 fq[HEAD / 16][4];
@@ -69,15 +83,16 @@ GLOBAL(KERNEL, THREADS)(const T* q, const T* k, const T* v, T* o, attention_shap
 #pragma unroll
         for (int h = 0; h < (MASK_ROWS ? 2 : 1); h++) {
             const int row = MASK_ROWS ? min(first + row_warp * 16 + (lane >> 2) + h * 8, g.queries - 1) : 0;
-            const T_MASK* line = mask + batch * g.mask[0] + head * g.mask[1] + row * g.mask[2];
+            const int key = step * BC + key0 + (lane & 3) * 2, left = g.keys - key;
+            const T_MASK* line = mask + batch * g.mask[0] + head * g.mask[1] + row * g.mask[2] + key * g.mask[3];
 #pragma unroll
             for (int j = 0; j < PART / 8; j++) {
-                const int key = step * BC + key0 + j * 8 + (lane & 3) * 2;
 #if MASK_PAIRS
-                *(pack<T_MASK, 2>*)around[h][j] = load_pack<T_MASK, 2>(line + min(key, g.keys - 2));
+                if (j * 8 < left) *(pack<T_MASK, 2>*)around[h][j] = load_pack<T_MASK, 2>(line + j * 8);
 #else
 #pragma unroll
-                for (int e = 0; e < 2; e++) around[h][j][e] = line[min(key + e, g.keys - 1) * g.mask[3]];
+                for (int e = 0; e < 2; e++)
+                    if (j * 8 + e < left) around[h][j][e] = line[(j * 8 + e) * g.mask[3]];
 #endif
             }
         }
@@ -89,8 +104,8 @@ GLOBAL(KERNEL, THREADS)(const T* q, const T* k, const T* v, T* o, attention_shap
             for (int i = 0; i < HEAD / 16; i++)
                 load_matrix4(fq[i], tile_q + (row_warp * 16 + (lane & 15)) * PITCH + (2 * i + (lane >> 4)) * 8);
         if (step + 1 < steps)
-            load_tile(tiles + ((step + 1) & 1) * 2 * BC * PITCH, k + (i64)(step + 1) * BC * g.k[2], g.k[2], BC,
-                      g.keys - (step + 1) * BC);
+            load_tile<BC>(tiles + ((step + 1) & 1) * 2 * BC * PITCH, k + (i64)(step + 1) * BC * g.k[2], g.k[2],
+                          g.keys - (step + 1) * BC);
         copy_commit();
 
         float s[PART / 8][4] = {};
@@ -167,8 +182,8 @@ GLOBAL(KERNEL, THREADS)(const T* q, const T* k, const T* v, T* o, attention_shap
         copy_wait<1>();
         __syncthreads();
         if (step + 1 < steps)
-            load_tile(tiles + ((step + 1) & 1) * 2 * BC * PITCH + BC * PITCH, v + (i64)(step + 1) * BC * g.v[2], g.v[2],
-                      BC, g.keys - (step + 1) * BC);
+            load_tile<BC>(tiles + ((step + 1) & 1) * 2 * BC * PITCH + BC * PITCH, v + (i64)(step + 1) * BC * g.v[2],
+                          g.v[2], g.keys - (step + 1) * BC);
         copy_commit();
 #pragma unroll
         for (int j = 0; j < PART / 16; j++) {

@@ -1,7 +1,9 @@
 // Functions of the pointwise trees, for float and double, and for integers where they differ.
+#ifdef HOST_EMULATION
 DEVICE float propagating_max(float a, float b) { return a != a ? a : (b != b ? b : fmaxf(a, b)); }
-DEVICE double propagating_max(double a, double b) { return a != a ? a : (b != b ? b : fmax(a, b)); }
 DEVICE float propagating_min(float a, float b) { return a != a ? a : (b != b ? b : fminf(a, b)); }
+#endif
+DEVICE double propagating_max(double a, double b) { return a != a ? a : (b != b ? b : fmax(a, b)); }
 DEVICE double propagating_min(double a, double b) { return a != a ? a : (b != b ? b : fmin(a, b)); }
 
 // NaN stays
@@ -24,12 +26,13 @@ DEVICE double gelu_tanh(double x) {
 DEVICE float exp_fast(float x) { return exp2_fast(x * 1.4426950408889634f); }
 DEVICE float sigmoid_fast(float x) { return reciprocal_fast(1.0f + exp_fast(-x)); }
 DEVICE float gelu_tanh_fast(float x) { return x * sigmoid_fast(1.5957691216057308f * (x + 0.044715f * x * x * x)); }
-// Abramowitz and Stegun 7.1.26: erfc(z) = polynomial(1 / (1 + p z)) exp(-z z)
+// x Phi(x) = max(x, 0) - |x| erfc(|x| / sqrt 2) / 2, with Abramowitz and Stegun 7.1.26:
+// erfc(z) = polynomial(1 / (1 + p z)) exp(-z z). Beyond 16 the tail is zero, also for infinities.
 DEVICE float gelu_erf_fast(float x) {
-    float z = fabsf(x) * 0.70710678118654752f, t = reciprocal_fast(fmaf(0.3275911f, z, 1.0f));
-    float p = fmaf(fmaf(fmaf(fmaf(1.061405429f, t, -1.453152027f), t, 1.421413741f), t, -0.284496736f), t, 0.254829592f);
-    float half_tail = 0.5f * x * (p * t * exp_fast(-z * z));
-    return x < 0.0f ? half_tail : x - half_tail;
+    const float a = fminf(fabsf(x), 16.0f), y = a * 0.84932180028801907f;  // sqrt(log2(e) / 2)
+    const float t = reciprocal_fast(fmaf(0.23164189f, a, 1.0f));
+    const float p = fmaf(fmaf(fmaf(fmaf(0.5307027145f, t, -0.7265760135f), t, 0.7107068705f), t, -0.142248368f), t, 0.127414796f);
+    return fmaf(-a, p * t * exp2_fast(-y * y), propagating_max(x, 0.0f));
 }
 
 template <typename T> DEVICE T absolute(T a) { return a < 0 ? (T)-a : a; }
