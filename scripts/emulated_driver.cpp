@@ -13,8 +13,9 @@
 #include <string>
 #include <vector>
 
-using Work = std::vector<std::function<int()>>;
 using Emulate = int (*)(void**, unsigned*, int, int, int);
+struct Node { std::function<int(void**)> run; std::vector<std::vector<char>> values; std::vector<void*> pointers; void** arguments; };
+using Work = std::vector<Node>;
 struct Stream { Work* captured = nullptr; };
 struct Config { unsigned grid[3], block[3], shared; Stream* stream; struct Attribute { int id, pad; unsigned value[16]; }* attributes; unsigned count; };
 struct Event { double milliseconds; };
@@ -31,7 +32,7 @@ static size_t in_use;
 static void count(const char* what) { counts[what]++; }
 static int put(Stream* s, std::function<int()> work) {
     if (!s || !s->captured) return work();
-    s->captured->push_back(std::move(work));
+    s->captured->push_back({[=](void**) { return work(); }, {}, {}, nullptr});
     return 0;
 }
 
@@ -121,8 +122,26 @@ int cuGraphDestroy(Work* graph) { delete graph; return 0; }
 int cuGraphExecDestroy(Work* graph) { delete graph; return 0; }
 int cuGraphLaunch(Work* graph, Stream*) {
     count("graph");
-    for (auto& work : *graph)
-        if (int status = work()) return status;
+    for (auto& node : *graph)
+        if (int status = node.run(node.arguments)) return status;
+    return 0;
+}
+// A node is its number, from one.
+int cuStreamGetCaptureInfo_v3(Stream* s, int* status, uint64_t* id, Work** graph, void*** nodes, void** edges, size_t* n) {
+    static void* last[1];
+    last[0] = (void*)s->captured->size();
+    *nodes = last;
+    *n = 1;
+    return 0;
+}
+struct Parameters { void* function; unsigned grid[3], block[3], shared; void **arguments, **extra, *kernel, *context; };
+int cuGraphExecKernelNodeSetParams_v2(Work* executable, void* node, const Parameters* p) {
+    count("update");
+    // the values are copied, as the driver does: one structure is all that changing nodes have
+    Node& changed = (*executable)[(size_t)node - 1];
+    changed.values.assign(1, std::vector<char>((char*)p->arguments[0], (char*)p->arguments[0] + 192));
+    changed.pointers = {changed.values[0].data()};
+    changed.arguments = changed.pointers.data();
     return 0;
 }
 
@@ -145,12 +164,15 @@ int cuLaunchKernelEx(const Config* c, void* f, void** arguments, void**) {
     for (unsigned i = 0; i < c->count; i++)
         if (c->attributes[i].id == 4) cluster = c->attributes[i].value[2];
     Config at = *c;
-    return put(c->stream, [=] {
+    std::function<int(void**)> run = [=](void** given) {
         std::lock_guard<std::mutex> g(lock);
         launched.push_back(names[f]);
         unsigned size[6] = {at.grid[0], at.grid[1], at.grid[2], at.block[0], at.block[1], at.block[2]};
-        return ((Emulate)f)(arguments, size, cluster, at.shared, 0) ? 719 : 0;
-    });
+        return ((Emulate)f)(given, size, cluster, at.shared, 0) ? 719 : 0;
+    };
+    if (!c->stream->captured) return run(arguments);
+    c->stream->captured->push_back({run, {}, {}, arguments});
+    return 0;
 }
 // what emulator.h wants to know of a matrix, in place of what the hardware does
 int cuTensorMapEncodeTiled(uint64_t* map, int type, unsigned, uint64_t at, const uint64_t* sizes,

@@ -99,7 +99,7 @@ def moves():
         yield from ordering.NonZero(kind).kernels()
     yield from ordering.NonMaxSuppression(True).kernels()
     yield from copy(BOOL).kernels()
-    yield from handover.kernels()
+    yield handover.kernel()
 
 
 _BINARY = {"Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Mod", "Mul",

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-import struct
+from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 from polytool.backends.native.cuda.arrays import DeviceArray
 from polytool.backends.native.kernels import driver, handover
-from polytool.backends.native.kernels.launch import Launchable, prepare_plan
+from polytool.backends.native.kernels.launch import Launch, Launchable, prepare
+
+_GRAPHS = 4
+"""Instances of the graph, one for each set of addresses that comes again and again."""
+
+
+class _Copies:
+    """Launches that move tensors; `inwards` from the caller into the arena."""
+
+    def __init__(self, places: Sequence[DeviceArray], inwards: bool, device: driver.Device) -> None:
+        self.launches: list[Launch] = []
+        self._outer: list[tuple[int, int, Any]] = []
+        for start in range(0, len(places), handover.MOST):
+            group = places[start : start + handover.MOST]
+            call, moves = handover.move([p.nbytes for p in group])
+            inner, outer = (moves.target, moves.source) if inwards else (moves.source, moves.target)
+            inner[: len(group)] = [p.address for p in group]
+            self._outer.append((start, len(group), outer))
+            self.launches.append(prepare(call, device, ()))
+
+    def point(self, addresses: Sequence[int]) -> None:
+        """Where the tensors are outside of the arena."""
+        for start, count, outer in self._outer:
+            outer[:count] = addresses[start : start + count]
 
 
 class Handover:
-    """Runs launches between a fetch of the inputs and a delivery of the outputs.
+    """Runs launches between copies of the inputs and of the outputs.
 
     Args:
         launches: what runs between.
@@ -29,66 +53,67 @@ class Handover:
         stream: int,
         captured: bool,
     ) -> None:
-        self._stream, self._captured = stream, captured
-        columns = len(inputs) + len(outputs)
-        self._row = struct.Struct(f"{columns}Q")
-        self._table = driver.pin(max(1, handover.ROWS * self._row.size))
-        self._rows = driver.host_bytes(self._table, handover.ROWS * self._row.size)
-        self._state = driver.allocate(8 * len(outputs) + 8)  # the outputs' addresses, the turn
-        turn = self._state + 8 * len(outputs)
-        driver.fill(self._state, 8 * len(outputs) + 8, 0, stream)
-        fetch = handover.fetch([(x.address, x.nbytes) for x in inputs], len(outputs))
-        deliver = handover.deliver([(y.address, y.nbytes) for y in outputs])
-        self._launches = (
-            *prepare_plan(fetch, device, [self._table, self._state, turn]),
-            *launches,
-            *prepare_plan(deliver, device, [self._state, turn]),
-        )
+        self._stream, self._captured, self._count = stream, captured, len(inputs)
+        self._in = _Copies(inputs, True, device)
+        self._out = _Copies(outputs, False, device)
+        self._between = launches
         self._graph: driver.Graph | None = None
-        self._executable = 0
-        self._turn = self._waiting = 0
+        self._nodes: list[tuple[Launch, int]] = []
+        self._ready: OrderedDict[tuple[int, ...], int] = OrderedDict()
+        self._loaded = False
 
-    def enqueue(self, raw: driver.Raw, addresses: Sequence[int]) -> int:
+    def enqueue(self, raw: driver.Raw, addresses: tuple[int, ...]) -> int:
         """Put one inference on the stream; returns the driver's status.
 
         Args:
             raw: the driver.
-            addresses: where the inputs are, then where the outputs go: on the device, or in
-                page-locked memory.
+            addresses: where the inputs are, then where the outputs go, all on the device.
         """
-        if self._waiting == handover.ROWS:
-            self._waiting = 0
-            status: int = raw.synchronize(self._stream)
-            if status:
-                return status
-        self._row.pack_into(self._rows, self._turn % handover.ROWS * self._row.size, *addresses)
-        self._turn += 1
-        self._waiting += 1
-        if self._executable:
-            return raw.launch(self._executable, self._stream)  # type: ignore[no-any-return]  # ctypes is untyped
-        if self._captured and self._turn > 1:  # the first time has loaded everything
-            self._capture()
-            return raw.launch(self._executable, self._stream)  # type: ignore[no-any-return]  # ctypes is untyped
-        for launch in self._launches:
-            launch(self._stream)
-        return 0
+        executable = self._ready.get(addresses)
+        if executable is None:
+            self._in.point(addresses[: self._count])
+            self._out.point(addresses[self._count :])
+            if not self._captured or not self._loaded:
+                self._launch_all()  # the first time loads everything
+                self._loaded = True
+                return 0
+            executable = self._instance(addresses)
+        return raw.launch(executable, self._stream)  # type: ignore[no-any-return]  # ctypes is untyped
 
-    def done(self) -> None:
-        """All that was put on the stream has happened."""
-        self._waiting = 0
+    def _launch_all(self) -> None:
+        every: list[Launchable] = [*self._in.launches, *self._between, *self._out.launches]
+        for launch in every:
+            launch(self._stream)
+
+    def _instance(self, addresses: tuple[int, ...]) -> int:
+        """An instance of the graph with these addresses: a new one, or the least used changed."""
+        if self._graph is None:
+            self._capture()
+        assert self._graph is not None
+        if len(self._ready) < _GRAPHS:
+            executable = self._graph.executable if not self._ready else self._graph.instantiate()
+        else:
+            _, executable = self._ready.popitem(last=False)
+        for launch, node in self._nodes:
+            launch.update(executable, node)
+        self._ready[addresses] = executable
+        return executable
 
     def _capture(self) -> None:
         with driver.Graph.capture(self._stream) as graph:
-            for launch in self._launches:
+            for launch in self._in.launches:
                 launch(self._stream)
-        self._graph, self._executable = graph, graph.executable
+                self._nodes.append((launch, graph.last_node(self._stream)))
+            for other in self._between:
+                other(self._stream)
+            for launch in self._out.launches:
+                launch(self._stream)
+                self._nodes.append((launch, graph.last_node(self._stream)))
+        self._graph = graph
 
     def close(self) -> None:
-        """Free everything; idempotent. Nothing may be under way."""
+        """Free the graphs; idempotent. Nothing may be under way."""
         if self._graph is not None:
             self._graph.close()
-            self._graph, self._executable = None, 0
-        if self._table:
-            driver.free(self._state)
-            driver.unpin(self._table)
-            self._table = 0
+            self._graph = None
+        self._ready.clear()

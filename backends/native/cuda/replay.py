@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polytool.backends.native.cuda.arrays import Pinned, Pool
+from polytool.backends.native.cuda.arrays import DeviceArray, Pinned, Pool
 from polytool.backends.native.cuda.interop import OWN, Framework, framework_of
 from polytool.backends.native.cuda.stretch import Stretch
 from polytool.backends.native.kernels import driver
@@ -25,6 +25,10 @@ _KEPT = 32  # kinds and shapes of inputs
 
 def _numpy_key(value: np.ndarray[Any, Any]) -> object:
     return value.shape, value.dtype
+
+
+def _there(address: int) -> Callable[[Any], int]:
+    return lambda _: address
 
 
 class Replay:
@@ -45,7 +49,8 @@ class Replay:
         self._handover = stretch.handover(network)
         self._context, self._stream = stretch.device.context, stretch.stream
         self._event = driver.create_event(timed=False)
-        self._inputs: list[tuple[int, Callable[[Any], int] | None, Pinned | None]] = []
+        self._inputs: list[tuple[int, Callable[[Any], int]]] = []
+        self._uploads: list[tuple[int, Pinned, DeviceArray]] = []
         frameworks: dict[Framework, None] = {}
         places = dict(stretch.inputs)
         for index, (tensor, value) in enumerate(zip(network.inputs, values, strict=True)):
@@ -55,11 +60,12 @@ class Replay:
             if tensor not in places:
                 continue  # nothing reads it
             if framework is not None:
-                self._inputs.append((index, framework.address, None))
-            else:
-                place = places[tensor]
-                self._inputs.append((index, None, Pinned(place.shape, place.dtype)))
-        self._from_host = any(pinned is not None for *_, pinned in self._inputs)
+                self._inputs.append((index, framework.address))
+                continue
+            place = places[tensor]
+            staged = pool.array(place.shape, place.dtype)
+            self._uploads.append((index, Pinned(place.shape, place.dtype), staged))
+            self._inputs.append((index, _there(staged.address)))
         self._framework = next(iter(frameworks), None)
         self._streams = [f.stream for f in frameworks if f.stream() is not None]
         made = dict(stretch.outputs)
@@ -67,7 +73,7 @@ class Replay:
             (name, made[t].shape, made[t].dtype)
             for name, t in zip(network.output_names, network.outputs, strict=True)
         ]
-        self._staged: list[Pinned] | None = None
+        self._downloads: list[tuple[DeviceArray, Pinned]] = []
         self._next: list[tuple[Any, int]] | None = None
 
     def run(self, values: Sequence[Any]) -> dict[str, Any]:
@@ -84,13 +90,12 @@ class Replay:
         status = status or self._raw.synchronize(self._stream)
         if status:
             driver.raise_status(status, "an inference")
-        self._handover.done()
         return {name: array for (name, _, _), (array, _) in zip(self._outputs, made, strict=True)}
 
     def enqueue(self, values: Sequence[Any]) -> dict[str, Any]:
         """The same without waiting; see `ExecutionContext.enqueue`."""
         raw, stream, event = self._raw, self._stream, self._event
-        status = raw.synchronize(stream) if self._from_host else 0  # pinned memory may be in use
+        status = raw.synchronize(stream) if self._uploads else 0  # pinned memory may be in use
         made = self._empty(self._framework or OWN)
         status = status or self._start(values, [address for _, address in made])
         for current in self._streams:
@@ -102,56 +107,58 @@ class Replay:
     def _start(self, values: Sequence[Any], targets: list[int]) -> int:
         """Launch, once what the inputs come from is done."""
         raw, stream, event = self._raw, self._stream, self._event
-        addresses = []
-        for index, address, pinned in self._inputs:
-            if pinned is None:
-                addresses.append(address(values[index]))  # type: ignore[misc]  # one of the two is there
-            else:
-                np.copyto(pinned.array, values[index])
-                addresses.append(pinned.address)
+        addresses = [address(values[index]) for index, address in self._inputs]
         status: int = raw.activate(self._context)
         for current in self._streams:
             other = current()
             if raw.query(other):  # it is still at work
                 status = status or raw.record(event, other) or raw.wait(stream, event, 0)
-        return status or self._handover.enqueue(raw, addresses + targets)
+        for index, pinned, staged in self._uploads:
+            np.copyto(pinned.array, values[index])
+            status = status or raw.to_device(staged.address, pinned.address, pinned.size, stream)
+        return status or self._handover.enqueue(raw, (*addresses, *targets))
 
     def _empty(self, framework: Framework) -> list[tuple[Any, int]]:
         return [framework.empty(shape, dtype, self._pool) for _, shape, dtype in self._outputs]
 
     def _to_host(self, values: Sequence[Any]) -> dict[str, Any]:
-        if self._staged is None:
-            self._staged = [Pinned(shape, dtype) for _, shape, dtype in self._outputs]
-        status = self._start(values, [pinned.address for pinned in self._staged])
-        status = status or self._raw.synchronize(self._stream)
+        if not self._downloads:
+            self._downloads = [
+                (self._pool.array(shape, dtype), Pinned(shape, dtype))
+                for _, shape, dtype in self._outputs
+            ]
+        raw, stream = self._raw, self._stream
+        status = self._start(values, [made.address for made, _ in self._downloads])
+        for made, pinned in self._downloads:
+            if pinned.size:
+                status = status or raw.to_host(pinned.address, made.address, pinned.size, stream)
+        status = status or raw.synchronize(stream)
         if status:
             driver.raise_status(status, "an inference")
-        self._handover.done()
         return {
             name: pinned.array.copy()
-            for (name, _, _), pinned in zip(self._outputs, self._staged, strict=True)
+            for (name, _, _), (_, pinned) in zip(self._outputs, self._downloads, strict=True)
         }
 
     def launcher(self, values: Sequence[Any]) -> Callable[[], None]:
         """A function that launches with these inputs and waits: what an inference takes without
         the rest of it. For measurements; its outputs are lost."""
         made = self._empty(self._framework or OWN)
-        held = [address(values[i]) if address else p.address for i, address, p in self._inputs]  # type: ignore[union-attr]  # one of the two is there
-        addresses = held + [address for _, address in made]
+        held = [address(values[index]) for index, address in self._inputs]
+        addresses = (*held, *(address for _, address in made))
 
         def launch() -> None:
             status = self._handover.enqueue(self._raw, addresses)
             driver.raise_status(status or self._raw.synchronize(self._stream), "an inference")
-            self._handover.done()
             assert made  # keeps the memory
 
         return launch
 
     def close(self) -> None:
         """Free what it holds, not the stretch."""
-        for pinned in (*(p for *_, p in self._inputs), *(self._staged or ())):
-            if pinned is not None:
-                pinned.close()
+        for pinned in (*(p for _, p, _ in self._uploads), *(p for _, p in self._downloads)):
+            pinned.close()
+        self._uploads, self._downloads = [], []
         self._next = None
         driver.destroy_event(self._event)
 

@@ -100,7 +100,7 @@ class Stretch:
             self._place()
             self._launches = self._choose(tuning)
         tuning.use(k for step in self._steps for plan in step.plans for k in plan.kernels())
-        tuning.use(handover.kernels())
+        tuning.use([handover.kernel()])
         self._cuda_graph, self._runs = cuda_graph, 0
         self._handover: Handover | None = None
 

@@ -259,6 +259,9 @@ class Raw:
             return found
 
         self.activate = function("cuCtxSetCurrent", address)
+        size = ctypes.c_size_t
+        self.to_device = function("cuMemcpyHtoDAsync_v2", address, address, size, address)
+        self.to_host = function("cuMemcpyDtoHAsync_v2", address, address, size, address)
         self.launch = function("cuGraphLaunch", address, address)
         self.record = function("cuEventRecord", address, address)
         self.wait = function("cuStreamWaitEvent", address, address, ctypes.c_uint)
@@ -273,7 +276,8 @@ class Graph:
     """
 
     def __init__(self) -> None:
-        self._executable = ctypes.c_void_p()
+        self._captured = ctypes.c_void_p()
+        self._executables: list[int] = []
         self.nodes = 0
 
     @classmethod
@@ -284,44 +288,65 @@ class Graph:
         Raises:
             RunnerError: something in the body cannot be captured.
         """
-        graph, captured = cls(), ctypes.c_void_p()
+        graph = cls()
         call("cuStreamBeginCapture_v2", stream, ctypes.c_int(_THREAD_LOCAL_CAPTURE))
         try:
             yield graph
         except BaseException:
-            _cuda().cuStreamEndCapture(ctypes.c_void_p(stream), ctypes.byref(captured))
-            if captured:
-                _cuda().cuGraphDestroy(captured)
+            _cuda().cuStreamEndCapture(ctypes.c_void_p(stream), ctypes.byref(graph._captured))
+            graph.close()
             raise
-        call("cuStreamEndCapture", stream, ctypes.byref(captured))
-        try:
-            count = ctypes.c_size_t()
-            call("cuGraphGetNodes", captured, None, ctypes.byref(count))
-            graph.nodes = count.value
-            call(
-                "cuGraphInstantiateWithFlags",
-                ctypes.byref(graph._executable),
-                captured,
-                ctypes.c_ulonglong(0),
-            )
-        finally:
-            call("cuGraphDestroy", captured)
+        call("cuStreamEndCapture", stream, ctypes.byref(graph._captured))
+        count = ctypes.c_size_t()
+        call("cuGraphGetNodes", graph._captured, None, ctypes.byref(count))
+        graph.nodes = count.value
+        graph.instantiate()
+
+    def last_node(self, stream: int) -> int:
+        """The node of what was put on the stream last; in the body of `capture` only.
+
+        Raises:
+            RunnerError: it is not one node.
+        """
+        status, number, count = ctypes.c_int(), ctypes.c_uint64(), ctypes.c_size_t()
+        graph, edges = ctypes.c_void_p(), ctypes.c_void_p()
+        nodes = ctypes.POINTER(ctypes.c_void_p)()
+        call(
+            "cuStreamGetCaptureInfo_v3",
+            stream,
+            *(ctypes.byref(x) for x in (status, number, graph, nodes, edges, count)),
+        )
+        if count.value != 1 or not nodes[0]:
+            raise RunnerError(f"a captured launch became {count.value} nodes")
+        return int(nodes[0])
+
+    def instantiate(self) -> int:
+        """One more executable of the graph, whose nodes can be changed by themselves."""
+        made = ctypes.c_void_p()
+        call(
+            "cuGraphInstantiateWithFlags", ctypes.byref(made), self._captured, ctypes.c_ulonglong(0)
+        )
+        assert made.value is not None
+        self._executables.append(made.value)
+        return made.value
 
     @property
     def executable(self) -> int:
-        """What `Raw.launch` takes."""
-        assert self._executable.value is not None
-        return self._executable.value
+        """The first executable: what `Raw.launch` takes."""
+        return self._executables[0]
 
     def launch(self, stream: int) -> None:
         """Run it once."""
-        call("cuGraphLaunch", self._executable, stream)
+        call("cuGraphLaunch", self.executable, stream)
 
     def close(self) -> None:
         """Destroy it; idempotent."""
-        if self._executable:
-            call("cuGraphExecDestroy", self._executable)
-            self._executable = ctypes.c_void_p()
+        for executable in self._executables:
+            call("cuGraphExecDestroy", executable)
+        self._executables.clear()
+        if self._captured:
+            call("cuGraphDestroy", self._captured)
+            self._captured = ctypes.c_void_p()
 
 
 def raise_status(status: int, name: str) -> None:

@@ -86,6 +86,32 @@ class Launch:
             None,
         )
 
+    def update(self, executable: int, node: int) -> None:
+        """Let a captured launch take the present values of the arguments from the next run on."""
+        wanted = _NodeParameters(
+            self._function,
+            self._config.grid,
+            self._config.block,
+            self._config.shared,
+            ctypes.addressof(self._pointers),
+        )
+        driver.call("cuGraphExecKernelNodeSetParams_v2", executable, node, ctypes.byref(wanted))
+
+
+class _NodeParameters(ctypes.Structure):
+    """CUDA_KERNEL_NODE_PARAMS_v2."""
+
+    _fields_ = (
+        ("function", ctypes.c_void_p),
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared", ctypes.c_uint),
+        ("values", ctypes.c_void_p),
+        ("extra", ctypes.c_void_p),
+        ("kernel", ctypes.c_void_p),
+        ("context", ctypes.c_void_p),
+    )
+
 
 def prepare(
     call: Call,
