@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import polytool
-from polytool.model import load
+from polytool.model import load, nodes
 from polytool.surgeon import Report, sanitize, simplify
 from polytool.surgeon.verify import check_structure
 from scripts.conformance import Case, cases
@@ -21,17 +21,20 @@ from tests.surgeon.surgery import session
 
 pytestmark = pytest.mark.ort
 
-# Draws and rounding of float16: a folded scale is rounded once more or once less.
+# Cases that draw: only what their outputs look like stays the same.
 RANDOM = ("test_bernoulli", "test_training_dropout", "test_random")
-# Nodes that are left at most, bodies not counted: the fewest of polygraphy, onnxslim and onnxsim.
+# Gradient differentiates the graph: neither runtime does that.
+NEVER_RUN = ("test_gradient_of_add", "test_gradient_of_add_and_mul")
+# Nodes that are left at most, bodies counted: the fewest of polygraphy, onnxslim and onnxsim.
 FEWEST = {
-    "ppocr-det": 326,
-    "ppocr-rec": 393,
+    "ppocr-det": 297,
+    "ppocr-rec": 383,
     "ppocr-cls": 179,
     "ddddocr-det": 275,
-    "silero": 2,
-    "silero-ifless": 4,
-    "slanet-plus": 238,
+    "silero": 152,
+    "silero-ifless": 90,
+    "silero-sequence": 25,
+    "slanet-plus": 360,
     "t5-encoder": 646,
     "t5-decoder": 1063,
     "minimol": 700,
@@ -40,7 +43,6 @@ FEWEST = {
     "ddddocr-old": 253,
     "khmersm": 159,
     "lac": 15,
-    "silero-sequence": 25,
 }
 
 
@@ -60,9 +62,16 @@ def changed(case: Case) -> str | None:
             outputs = run(model.serialize(), inputs)
         except Exception as err:
             return f"the result does not run: {err}"
+        if case.name.startswith(RANDOM):
+            expected, outputs = map(looks, expected), map(looks, outputs)
         pairs = zip(expected, outputs, strict=True)
         return None if all(same(a, b) for a, b in pairs) else "an output differs"
-    return "nothing runs it"
+    return None if case.name in NEVER_RUN else "nothing runs it"
+
+
+def looks(value: Any) -> Any:
+    """Type and shape of an output."""
+    return str((value.dtype, value.shape))
 
 
 def infer_natively(data: bytes, inputs: Any) -> list[Any]:
@@ -97,8 +106,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def sweep(chosen: list[Case]) -> None:
-    known = [c for c in chosen if not c.name.startswith(RANDOM)]
-    failed = {c.name: text for c in known if (text := changed(c))}
+    failed = {c.name: text for c in chosen if (text := changed(c))}
     assert not failed, failed
 
 
@@ -120,8 +128,7 @@ def test_real_models_give_the_same_results(
     report = Report()
     result = simplify(model.path, report=report, weights=not model.quantized)
     assert check_structure(result) == ""
-    if name in FEWEST:
-        assert len(result.proto.graph.node) <= FEWEST[name]
+    assert sum(1 for _ in nodes(result.proto.graph.node)) <= FEWEST[name]
     source = result.session_source()
     before = session(str(model.path))  # type: ignore[arg-type]  # a path or bytes
     after = session(source)  # type: ignore[arg-type]  # a path or bytes
