@@ -30,7 +30,10 @@ def remove_noops(workspace: Workspace, report: Report) -> None:
     """Replace every node that gives back one of its inputs by that input. Sorted before."""
     for graph in workspace.graphs:
         for node in graph.nodes:
-            for apply in _RULES.get(node.op, ()) if not node.domain else ():
+            rules = _RULES.get(node.op) if not node.domain else None
+            if rules is None or node.has_references:
+                continue
+            for apply in rules:
                 if node.graph is None or node.outputs[0] is None:
                     break
                 found = apply(node)
@@ -108,7 +111,7 @@ def target(node: Node) -> DType | None:
     to = node.attribute("to")
     if isinstance(to, str):  # Cast-1 says it by name
         return DType.of(to)
-    return None if node.has_references or to is None else DType(to)
+    return None if to is None else DType(to)
 
 
 @rule("Cast")
@@ -119,7 +122,7 @@ def cast_of_widening_cast(node: Node) -> str | None:
     source, last = inner.producer.input(0), target(node)
     if source is None or source.dtype is None or last is None or inner.producer.domain:
         return None
-    middle = target(inner.producer)
+    middle = target(inner.producer) if not inner.producer.has_references else None
     if middle is None or not _keeps_value(source.dtype, middle) or not _same_result(source, last):
         return None
     node.set_input(0, source)
@@ -196,7 +199,7 @@ def reshape_of_reshape(node: Node) -> str | None:
 @rule("Transpose")
 def transpose_by_identity(node: Node) -> Value | None:
     value, perm = node.input(0), node.attribute("perm")
-    if value is None or node.has_references:
+    if value is None:
         return None
     if perm is None:
         return value if value.shape is not None and len(value.shape) <= 1 else None
@@ -206,7 +209,7 @@ def transpose_by_identity(node: Node) -> Value | None:
 @rule("Transpose")
 def transpose_of_transpose(node: Node) -> str | None:
     inner = node.input(0)
-    if inner is None or inner.producer is None or node.has_references:
+    if inner is None or inner.producer is None:
         return None
     first = inner.producer
     source = first.input(0)
@@ -226,7 +229,7 @@ def transpose_of_transpose(node: Node) -> str | None:
 @rule("Slice")
 def slice_of_everything(node: Node) -> Value | None:
     value = node.input(0)
-    if value is None or node.has_references:
+    if value is None:
         return None
     if node.version >= 10:
         starts, ends = integers(node.input(1)), integers(node.input(2))
@@ -259,8 +262,6 @@ def _reaches_end(value: Value, axis: int, end: int) -> bool:
 
 @rule("Pad")
 def pad_by_nothing(node: Node) -> Value | None:
-    if node.has_references:
-        return None
     pads = integers(node.input(1)) if node.version >= 11 else _old_pads(node)
     return node.input(0) if pads is not None and not any(pads) else None
 

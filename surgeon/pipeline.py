@@ -97,13 +97,15 @@ def simplify_workspace(
     """The same on a working graph, which ends up sorted and with types inferred."""
     choice = choice or Choice()
     validate(workspace.model.proto)
-    report.did("graphs sorted", workspace.sort())
+    with report.counted("toposort"):
+        report.did("graphs sorted", workspace.sort())
     if not (choice.fold or choice.weights or choice.cleanup):
         rename_duplicates(workspace, report)
         return
     lift_constants(workspace, report)
     if choice.cleanup:
-        remove_dead(workspace, report)
+        with report.counted("cleanup"):
+            remove_dead(workspace, report)
     for _ in range(choice.rounds):
         infer(workspace, report)
         before = report.total, workspace.refinements
@@ -115,20 +117,25 @@ def simplify_workspace(
 
 def _round(workspace: Workspace, report: Report, choice: Choice, fold_limit: int) -> None:
     if choice.fold:
-        inline_decided_branches(workspace, report)
-        simplify_loops(workspace, report)
-        workspace.sort()
+        with report.counted("fold constants"):
+            inline_decided_branches(workspace, report)
+            simplify_loops(workspace, report)
+            workspace.sort()
         if choice.shapes:
-            fold_shapes(workspace, report)
-        fold_constants(workspace, report, limit=fold_limit)
+            with report.counted("fold shapes"):
+                fold_shapes(workspace, report)
+        with report.counted("fold constants"):
+            fold_constants(workspace, report, limit=fold_limit)
     if choice.weights:
-        fold_weights(workspace, report)
+        with report.counted("fold weights"):
+            fold_weights(workspace, report)
     if choice.cleanup:
-        remove_noops(workspace, report)
-        drop_zero_states(workspace, report)
-        merge_chains(workspace, report)
-        merge_constants(workspace, report)
-        merge_equal_nodes(workspace, report)
-        drop_unread_results(workspace, report)
+        with report.counted("cleanup"):
+            remove_noops(workspace, report)
+            drop_zero_states(workspace, report)
+            merge_chains(workspace, report)
+            merge_constants(workspace, report)
+            merge_equal_nodes(workspace, report)
+            drop_unread_results(workspace, report)
     remove_dead(workspace, report)
     workspace.sort()

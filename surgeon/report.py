@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 
@@ -24,10 +26,19 @@ class Report:
     Attributes:
         done: name of the rewrite to how often it was done.
         refused: one entry a node and reason.
+        passes: name of each kind of pass that ran to how many rewrites it did.
     """
 
     done: Counter[str] = field(default_factory=Counter)
     refused: dict[Refusal, None] = field(default_factory=dict)
+    passes: Counter[str] = field(default_factory=Counter)
+
+    @contextlib.contextmanager
+    def counted(self, name: str) -> Iterator[None]:
+        """Count what is done in the block for the pass `name`, also when that is nothing."""
+        before = self.total
+        yield
+        self.passes[name] += self.total - before
 
     def did(self, what: str, count: int = 1) -> None:
         """Count a rewrite."""

@@ -62,8 +62,11 @@ class Sanitized:
         before, after = self.nodes
         lines = [f"{before} nodes before, {after} after"]
         lines += [f"  {count:6d}  {what}" for what, count in sorted(self.report.done.items())]
+        idle = [name for name, count in self.report.passes.items() if not count]
         if not self.report.done:
             lines.append("  there was nothing to do")
+        elif idle:
+            lines.append(f"  nothing to do for: {', '.join(idle)}")
         reasons: dict[str, list[str]] = {}
         for refusal in self.report.refused:
             reasons.setdefault(refusal.reason, []).append(refusal.node)
@@ -86,6 +89,7 @@ class Sanitized:
         return {
             "nodes": {"before": self.nodes[0], "after": self.nodes[1]},
             "done": dict(sorted(self.report.done.items())),
+            "passes": dict(self.report.passes),
             "refused": [{"node": r.node, "reason": r.reason} for r in self.report.refused],
             "custom_operators": dict(self.custom),
             "verdict": self.verdict.label,
@@ -187,8 +191,8 @@ def _without_rounding(
     original: Model, choice: Choice | None, fold_limit: int, report: Report, first: Verdict
 ) -> Model:
     """Again without what rounds: quantised models are so discontinuous that it shows."""
-    report.done.clear()
-    report.refused.clear()
+    for record in (report.done, report.refused, report.passes):
+        record.clear()
     workspace = Workspace(original)
     narrower = (choice or Choice()).but(weights=False)
     simplify_workspace(workspace, report, choice=narrower, fold_limit=fold_limit)

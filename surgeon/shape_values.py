@@ -81,7 +81,9 @@ def content_of(node: Node, read: Reader) -> Known | None:
     if node.domain or node.bodies or not node.outputs or node.outputs[0] is None:
         return None
     rule = _CONTENT.get(node.op)
-    found = rule(node, read) if rule is not None else None
+    if rule is None or node.has_references:
+        return None
+    found = rule(node, read)
     return found if found is not None and len(found.entries) <= MOST_ENTRIES else None
 
 
@@ -94,7 +96,7 @@ def dim(value: Value, index: int) -> Entry:
 @content("Shape", "Size")
 def _shape(node: Node, read: Reader) -> Known | None:
     value = node.input(0)
-    if value is None or value.shape is None or not value.is_tensor or node.has_references:
+    if value is None or value.shape is None or not value.is_tensor:
         return None
     dims = value.shape
     if node.op == "Size":
@@ -128,7 +130,7 @@ def _gather(node: Node, read: Reader) -> Known | None:
     if data is None or data.scalar or indices is None or where is None:
         return None
     size = len(data.entries)
-    if node.has_references or node.attribute("axis", 0) not in (0, -1):
+    if node.attribute("axis", 0) not in (0, -1):
         return None
     if not all(-size <= i < size for i in indices):
         return None
@@ -248,6 +250,6 @@ def _combined(op: str, a: Entry, b: Entry) -> Entry:
 @content("ReduceProd")
 def _reduce_prod(node: Node, read: Reader) -> Known | None:
     numbers, shape = read.numbers(node.input(0)), node.output.shape
-    if numbers is None or shape is None or len(shape) > 1 or node.has_references:
+    if numbers is None or shape is None or len(shape) > 1:
         return None
     return Known((math.prod(numbers),), not shape)

@@ -337,6 +337,82 @@ def test_fold(case: str) -> None:
     assert_equivalent(proto, model, FEEDS.get(case))
 
 
+# id: (reason, text, domain of the first node)
+REFUSED: dict[str, tuple[str, str, str]] = {
+    "random": (
+        "it is random",
+        "g (float[2] x) => (float[2] y) <float[2] a = {1, 2}> "
+        "{r = RandomNormalLike(a) y = Add(x, r)}",
+        "",
+    ),
+    "quantising": (
+        "it quantises",
+        "g (float[2] x) => (float[2] y) <int8[2] a = {1, 2}, float s = {0.5}> "
+        "{d = DequantizeLinear(a, s) y = Add(x, d)}",
+        "",
+    ),
+    "unknown without inputs": (
+        "nothing says that it always gives the same",
+        "g (float[2] x) => (float[2] y) {r = Thing() y = Add(x, r)}",
+        "my",
+    ),
+    "unknown": (
+        "there is no Thing-1 here",
+        "g (float[2] x) => (float[2] y) <float[2] a = {1, 2}> {r = Thing(a) y = Add(x, r)}",
+        "my",
+    ),
+    "broken": (
+        "Reshape fails on its constant inputs",
+        "g (float[2] x) => (float[2] y) <float[2] a = {1, 2}, int64[1] s = {3}> "
+        "{r = Reshape(a, s) y = Add(x, r)}",
+        "",
+    ),
+    "too large": (
+        "the file would grow by 399999980 bytes",
+        "g (float[N] x) => (float[N] y) <float[1] a = {1}, int64[2] s = {10000, 10000}> "
+        "{b = Expand(a, s) c = ReduceSum<keepdims=0>(b) y = Add(x, c)}",
+        "",
+    ),
+    "random in a body": (
+        "it is random inside",
+        "g (float[2] x) => (float[2] y) <int64 n = {100}, float[2] a = {1, 2}> "
+        "{r = Loop(n, , a) <body = b (int64 i, bool ci, float[2] v) => (bool co, float[2] w) "
+        "{co = Identity(ci) w = RandomNormalLike(v)}> y = Add(x, r)}",
+        "",
+    ),
+    "without an end": (
+        "nothing says that it ends within 10000 iterations",
+        "g (float x) => (float y) <bool c = {1}, float k = {0}, float h = {9}, float o = {1}> "
+        "{p = Loop(, c, k) <body = b (int64 i, bool ci, float v) => (bool co, float w) "
+        "{w = Add(v, o) co = Less(w, h)}> y = Add(p, x)}",
+        "",
+    ),
+    "parameter of a function": (
+        "it depends on a parameter of its function",
+        "g (float[2] x) => (float[2] y) {y = f.F<s=[1, 2]>(x)} "
+        '<domain: "f", opset_import: ["" : 17]> F <s> (a) => (b) '
+        "{k = Constant<value_floats=[1.0, 2.0]>() t = Transpose<perm: ints = @s>(k) b = Add(a, t)}",
+        "",
+    ),
+    "function of the model": (
+        "F is a function of the model",
+        "g (float[2] x) => (float[2] y) <float[2] k = {1, 2}> {e = f.F(k) y = Add(x, e)} "
+        '<domain: "f", opset_import: ["" : 17]> F (a) => (b) {b = Exp(a)}',
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_folded_says_why(case: str) -> None:
+    reason, text, domain = REFUSED[case]
+    proto = parse(text, extra=', "my" : 1, "f" : 1')
+    proto.graph.node[0].domain = domain or proto.graph.node[0].domain
+    model, report = simplified(proto)
+    assert any(f"not folded: {reason}" in str(r) for r in report.refused), report.refused
+    assert ops(model)
+
+
 def test_nodes_out_of_order_are_sorted() -> None:
     proto = parse(CASES["out of order"][2])
     nodes = list(proto.graph.node)

@@ -212,7 +212,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     ),
     "no iteration that collects something of unknown size": (
         "not unrolled: it never runs, and the shape of what it collects is not known",
-        "g (float[N] x) => (float[0,N] y) <int64 n = {0}> {y = Loop(n, ) <body = b "
+        "g (float[N] x) => (float[0,N] y) <int64 n = {0}, bool c = {1}> {y = Loop(n, c) <body = b "
         "(int64 i, bool ci) => (bool co, float[N] w) {co = Identity(ci) w = Neg(x)}>}",
     ),
 }

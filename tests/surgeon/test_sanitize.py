@@ -52,6 +52,15 @@ def test_choices_narrow_what_is_done(choice: Choice, expected: dict[str, int]) -
     assert result.verdict == Verdict(True)
 
 
+def test_a_pass_that_did_nothing_is_named() -> None:
+    narrow = sanitize(parse(TEXT), choice=Choice(weights=False, cleanup=False))
+    assert dict(narrow.report.passes) == {"toposort": 0, "fold constants": 1, "fold shapes": 0}
+    assert "nothing to do for: toposort, fold shapes" in narrow.summary()
+    assert narrow.to_json()["passes"]["fold constants"] == 1
+    idle = sanitize(parse("g (float[2] x) => (float[2] y) {y = Exp(x)}"))
+    assert "there was nothing to do" in idle.summary()
+
+
 def test_outputs_can_be_chosen(path: str) -> None:
     result = sanitize(path, outputs=["e", "c"])
     proto = result.model.to_proto()

@@ -192,6 +192,16 @@ def test_batch_norm_in_training_stays() -> None:
     assert ops(simplified(proto)[0]) == {"Conv": 1, "BatchNormalization": 1}
 
 
+def test_shared_weights_are_refused() -> None:
+    proto = parse(
+        "g (float[1,2,2,2] x) => (float[1,2,2,2] y) <float[2,2,1,1] w = {2, 3, 4, 5}, "
+        "float[1,2,1,1] k = {5, 7}> {c = Conv(x, w) d = Conv(c, w) y = Mul(d, k)}"
+    )
+    model, report = simplified(proto)
+    assert ops(model) == {"Conv": 2, "Mul": 1}
+    assert [r.reason for r in report.refused] == ["not folded into Conv:d: its weights are shared"]
+
+
 def test_weights_that_would_overflow_are_refused() -> None:
     proto = with_weights(
         "g (float[2,4,5] x) => (float[2,6,3] y) <float k = {1e38}> "

@@ -477,6 +477,12 @@ FUNCTIONS: dict[str, tuple[str, str, str]] = {
         "k = Constant<value_ints: ints = @s>() i = Identity(k) b = Reshape(a, i)",
         "t = f.F<s=[1, 2]>(x) y = f.F<s=[2]>(t)",
     ),
+    "parameters of what has no effect by default": (
+        "<t, p>",
+        "c = Cast<to: int = @t>(a) d = Cast<to=1>(c) e = Transpose<perm: ints = @p>(d) "
+        "b = Transpose<perm: ints = @p>(e)",
+        "u = f.F<t=6, p=[0]>(x) y = f.F<t=1, p=[0]>(u)",
+    ),
     "names inside that are used outside": (
         "",
         "x = Exp(a) y = Identity(x) b = Neg(y)",
