@@ -114,6 +114,8 @@ class _Rules:
             if attribute.type != expected and (attribute.type or attribute.ref_attr_name == ""):
                 kind = AttributeProto.AttributeType.Name(expected)
                 yield f"has an attribute {name!r} that is no {kind}"
+            elif attribute.ref_attr_name:  # the function's caller says it
+                continue
             elif name in _ELEMENT_TYPES and attribute.i not in _ELEMENT_TYPES[name]:
                 yield f"has {name}={attribute.i}, which is no element type"
         if self.op == "Constant" and len(given) != 1:
@@ -146,7 +148,7 @@ def _body_faults(node: NodeProto, given: Mapping[str, AttributeProto]) -> Iterat
             yield from _counted(name, body, carried + 2, len(node.output) + 1)
     elif node.op_type == "Scan" and "num_scan_inputs" in given:
         scanned = given["num_scan_inputs"].i
-        if not 1 <= scanned <= len(node.input):
+        if not given["num_scan_inputs"].ref_attr_name and not 1 <= scanned <= len(node.input):
             yield f"has num_scan_inputs={scanned}, but {len(node.input)} inputs"
 
 
