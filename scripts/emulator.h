@@ -282,6 +282,11 @@ struct bfloat_t;
     inline void prefetch_l2(const void* p, u32 bytes) {                                           \
         if (((uintptr_t)p | bytes) & 15) { fprintf(stderr, "misaligned prefetch\n"); abort(); }   \
     }                                                                                             \
+    typedef unsigned char* shared_place;                                                          \
+    inline shared_place place_of(const void* p) { return (unsigned char*)p; }                     \
+    typedef const unsigned char* matrix_place;                                                    \
+    inline matrix_place matrix_at(shared_place p) { return p; }                                   \
+    inline matrix_place matrix_step(matrix_place from, int bytes) { return from + bytes; }        \
     inline void fence_matrix_units() {}                                                           \
     template <typename V> void pin(V&) {}                                                         \
     inline void group_begin() {}                                                                  \

@@ -99,6 +99,8 @@ class Shape(ctypes.Structure):
         *((n, ctypes.c_int) for n in ("dilation_h", "dilation_w")),
         *((n, ctypes.c_uint) for n in ("q", "q_magic", "q_shift", "p", "p_magic", "p_shift")),
         *((n, ctypes.c_uint) for n in ("c_magic", "c_shift", "s_magic", "s_shift")),
+        *((n, ctypes.c_uint) for n in ("wide_magic", "wide_shift", "tail_magic", "tail_shift")),
+        *((n, ctypes.c_uint) for n in ("ranks_magic", "ranks_shift")),
     )
 
 
@@ -430,6 +432,9 @@ class Gemm:
         problem.fill(shape, slice_k)
         shape.tiles_m = -(-problem.m // self.tile.m)
         shape.tiles_n = -(-problem.n // self.tile.n)
+        shape.wide_magic, shape.wide_shift = magic(8 * shape.tiles_n)
+        shape.tail_magic, shape.tail_shift = magic(shape.tiles_m % 8 or 8)
+        shape.ranks_magic, shape.ranks_shift = magic(split)
         extra = len(self.epilogue.operands)
         args: tuple[Argument, ...] = (
             Buffer(0),
@@ -459,14 +464,14 @@ def group_product(dtype: DType, columns: int) -> str:
     operands = ", ".join(f'"+{register}"(c[{i // 4}][{i % 4}])' for i in range(count))
     return "\n".join(
         (
-            f"DEVICE void mma_group({acc} (&c)[{columns // 8}][4], const unsigned char* a,"
-            " const unsigned char* b) {",
+            f"DEVICE void mma_group({acc} (&c)[{columns // 8}][4], matrix_place a,"
+            " matrix_place b) {",
             "#ifdef HOST_EMULATION",
             f"    emulated_group<{acc}, {element}, {columns}>(c, a, b);",
             "#else",
             f'    asm volatile("wgmma.mma_async.sync.aligned.m64n{columns}{shape} {{{registers}}},'
             f' %{count}, %{count + 1}, 1{scales};"',
-            f'        : {operands} : "l"(matrix_descriptor(a)), "l"(matrix_descriptor(b)));',
+            f'        : {operands} : "l"(a), "l"(b));',
             "#endif",
             "}",
         )

@@ -18,6 +18,8 @@ struct gemm_shape {
     int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
     u32 q, q_magic, q_shift, p, p_magic, p_shift;
     u32 c_magic, c_shift, s_magic, s_shift;  // division by channels (or slices of them), kernel_w
+    // division by the tiles of eight rows of tiles, by the rows of tiles left at the end, by ranks
+    u32 wide_magic, wide_shift, tail_magic, tail_shift, ranks_magic, ranks_shift;
 };
 
 #define THREADS (WARPS_M * WARPS_N * 32)
@@ -51,9 +53,9 @@ GLOBAL(KERNEL, THREADS)(const T_IN* a, const T_IN* __restrict__ b, T_OUT* d, gem
     // tiles in groups of eight rows of tiles, so that neighbours share both operands in L2
     int tile_m, tile_n;
     {
-        int wide = 8 * g.tiles_n, group = blockIdx.x / wide, first = group * 8;
-        int high = min(g.tiles_m - first, 8), inside = blockIdx.x - group * wide;
-        tile_n = inside / high;
+        const u32 group = divide(blockIdx.x, g.wide_magic, g.wide_shift), first = group * 8;
+        const u32 inside = blockIdx.x - first * g.tiles_n, high = min(g.tiles_m - (int)first, 8);
+        tile_n = high == 8 ? inside >> 3 : divide(inside, g.tail_magic, g.tail_shift);
         tile_m = first + inside - tile_n * high;
     }
     const int m0 = tile_m * BM, n0 = tile_n * BN, batch = blockIdx.y;
@@ -61,76 +63,99 @@ GLOBAL(KERNEL, THREADS)(const T_IN* a, const T_IN* __restrict__ b, T_OUT* d, gem
     b += batch * g.batch_b;
 
     const int slices = (g.k + BK - 1) / BK;
-    const int begin = (int)((i64)slices * rank / ranks), end = (int)((i64)slices * (rank + 1) / ranks);
+    const int begin = divide(slices * rank, g.ranks_magic, g.ranks_shift);
+    const int end = divide(slices * (rank + 1), g.ranks_magic, g.ranks_shift);
     const int chunk = tid & 7, row0 = tid >> 3;
+    // where this thread's first 16 bytes of a stage go; its further rows are multiples of eight away
+    const shared_place base = place_of(swizzled(shared, row0, chunk));
 
-    const T_IN* b_row[B_STEPS];
+    // Slices are loaded in order, so pointers advance: a thread takes the same chunk of several rows.
+    // What is not there has no bytes to copy; its address is never read.
+    const T_IN* b_now = b + (n0 + row0) * g.ldb + begin * BK + chunk * PER_CHUNK;
+    const i64 b_step = ROW_STEP * g.ldb;
+    int b_k = g.k - begin * BK - chunk * PER_CHUNK;
+    const int b_rows = g.n - n0 - row0;
+    auto load_b = [&](shared_place stage) {
 #pragma unroll
-    for (int i = 0; i < B_STEPS; i++) {
-        int n = n0 + row0 + i * ROW_STEP;
-        b_row[i] = b + (n < g.n ? n : 0) * g.ldb;
-    }
-    auto load_b = [&](int slice, int stage) {
-        unsigned char* tile = shared + stage * STAGE_BYTES + BM * 128;
-        int k = slice * BK + chunk * PER_CHUNK;
-#pragma unroll
-        for (int i = 0; i < B_STEPS; i++) {
-            int row = row0 + i * ROW_STEP;
-            bool valid = n0 + row < g.n && k < g.k;
-            if (BN % ROW_STEP == 0 || row < BN)
-                copy_async16(swizzled(tile, row, chunk), valid ? b_row[i] + k : b, valid);
-        }
+        for (int i = 0; i < B_STEPS; i++)
+            if (BN % ROW_STEP == 0 || row0 + i * ROW_STEP < BN)
+                copy_async16(stage + (BM + i * ROW_STEP) * 128, b_now + i * b_step, i * ROW_STEP < b_rows && b_k > 0);
+        b_now += BK;
+        b_k -= BK;
     };
 
-    const T_IN* a_row[A_STEPS];
-#if IMAGE
+#if IMAGE == 0
+    const T_IN* a_now = a + (m0 + row0) * g.lda + begin * BK + chunk * PER_CHUNK;
+    const i64 a_step = ROW_STEP * g.lda;
+    int a_k = b_k;
+    const int a_rows = g.m - m0 - row0;
+    auto load_a = [&](shared_place stage) {
+#pragma unroll
+        for (int i = 0; i < A_STEPS; i++)
+            copy_async16(stage + i * ROW_STEP * 128, a_now + i * a_step, i * ROW_STEP < a_rows && a_k > 0);
+        a_now += BK;
+        a_k -= BK;
+    };
+#else
+    const T_IN* a_pixel[A_STEPS];  // under the first tap
     int a_h[A_STEPS], a_w[A_STEPS];
-#endif
 #pragma unroll
     for (int i = 0; i < A_STEPS; i++) {
-        int m = m0 + row0 + i * ROW_STEP;
-        if (m >= g.m) m = g.m;
-#if IMAGE
-        u32 line = divide(m, g.q_magic, g.q_shift), x = m - line * g.q;
-        u32 image = divide(line, g.p_magic, g.p_shift), y = line - image * g.p;
-        a_h[i] = m < g.m ? (int)y * g.stride_h - g.pad_h : -(1 << 28);
-        a_w[i] = (int)x * g.stride_w - g.pad_w;
-        a_row[i] = a + (i64)image * g.height * g.width * g.pixel;
-#else
-        a_row[i] = m < g.m ? a + m * g.lda : nullptr;
-#endif
+        const int row = m0 + row0 + i * ROW_STEP, m = min(row, g.m - 1);
+        const u32 line = divide(m, g.q_magic, g.q_shift), x = m - line * g.q;
+        const u32 image = divide(line, g.p_magic, g.p_shift), y = line - image * g.p;
+        const int h = (int)y * g.stride_h - g.pad_h, w = (int)x * g.stride_w - g.pad_w;
+        a_pixel[i] = a + ((i64)(int)(image * g.height) + h) * g.width * g.pixel + (i64)w * g.pixel;
+        a_h[i] = row < g.m ? h : -(1 << 28);
+        a_w[i] = w;
     }
-    auto load_a = [&](int slice, int stage) {
-        unsigned char* tile = shared + stage * STAGE_BYTES;
-#if IMAGE == 0
-        int k = slice * BK + chunk * PER_CHUNK;
-#pragma unroll
-        for (int i = 0; i < A_STEPS; i++) {
-            bool valid = a_row[i] != nullptr && k < g.k;
-            copy_async16(swizzled(tile, row0 + i * ROW_STEP, chunk), valid ? a_row[i] + k : a, valid);
-        }
-#else
 #if IMAGE == 2
-        int tap = divide(slice, g.c_magic, g.c_shift);
-        int c = (slice - tap * (g.channels / BK)) * BK + chunk * PER_CHUNK;
-        bool inside = true;
-#else
-        int k = slice * BK + chunk * PER_CHUNK;
-        int tap = divide(k, g.c_magic, g.c_shift), c = k - tap * g.channels;
-        bool inside = k < g.k;
-#endif
-        int r = divide(tap, g.s_magic, g.s_shift), s = tap - r * g.kernel_w;
-        r *= g.dilation_h;
-        s *= g.dilation_w;
+    // the place of the next slice: tap and channel
+    int a_r, a_s, a_column, a_c, a_at;
+    {
+        const int per_tap = g.channels / BK, tap = divide(begin, g.c_magic, g.c_shift);
+        const int line = divide(tap, g.s_magic, g.s_shift);
+        a_column = tap - line * g.kernel_w;
+        a_c = (begin - tap * per_tap) * BK;
+        a_r = line * g.dilation_h;
+        a_s = a_column * g.dilation_w;
+        a_at = (a_r * g.width + a_s) * g.pixel + a_c + chunk * PER_CHUNK;
+    }
+    auto load_a = [&](shared_place stage) {
 #pragma unroll
         for (int i = 0; i < A_STEPS; i++) {
-            int y = a_h[i] + r, x = a_w[i] + s;
-            bool valid = inside && (u32)y < (u32)g.height && (u32)x < (u32)g.width;
-            i64 at = (i64)(y * g.width + x) * g.pixel + c;
-            copy_async16(swizzled(tile, row0 + i * ROW_STEP, chunk), valid ? a_row[i] + at : a, valid);
+            const bool valid = (u32)(a_h[i] + a_r) < (u32)g.height && (u32)(a_w[i] + a_s) < (u32)g.width;
+            copy_async16(stage + i * ROW_STEP * 128, a_pixel[i] + a_at, valid);
         }
-#endif
+        a_c += BK;
+        a_at += BK;
+        if (a_c == g.channels) {
+            a_c = 0;
+            a_s += g.dilation_w;
+            a_at += g.dilation_w * g.pixel - g.channels;
+            if (++a_column == g.kernel_w) {
+                a_column = a_s = 0;
+                a_r += g.dilation_h;
+                a_at += (g.dilation_h * g.width - g.kernel_w * g.dilation_w) * g.pixel;
+            }
+        }
     };
+#else
+    int a_k = begin * BK + chunk * PER_CHUNK;
+    auto load_a = [&](shared_place stage) {
+        const int tap = divide(a_k, g.c_magic, g.c_shift), c = a_k - tap * g.channels;
+        const int line = divide(tap, g.s_magic, g.s_shift);
+        const int r = line * g.dilation_h, s = (tap - line * g.kernel_w) * g.dilation_w;
+        const int at = (r * g.width + s) * g.pixel + c;
+#pragma unroll
+        for (int i = 0; i < A_STEPS; i++) {
+            const bool valid = a_k < g.k && (u32)(a_h[i] + r) < (u32)g.height && (u32)(a_w[i] + s) < (u32)g.width;
+            copy_async16(stage + i * ROW_STEP * 128, a_pixel[i] + at, valid);
+        }
+        a_k += BK;
+    };
+#endif
+#endif
 
     // weights do not depend on the predecessor: fetch them while it still runs
     if (!CONSTANT_B) wait_predecessor();
@@ -138,7 +163,7 @@ GLOBAL(KERNEL, THREADS)(const T_IN* a, const T_IN* __restrict__ b, T_OUT* d, gem
     stage_columns(columns, tid, n0, g.n, batch * g.col_batch EPILOGUE_ARGS);
 #pragma unroll 1
     for (int s = 0; s < AHEAD; s++)
-        if (begin + s < end) load_b(begin + s, s);
+        if (begin + s < end) load_b(base + s * STAGE_BYTES);
     if (tile_m == 0 && begin + AHEAD < end) {
         const int from = (begin + AHEAD) * BK, bytes = (min(end * BK, g.k) - from) * (int)sizeof(T_IN);
         for (int row = tid; row < BN; row += THREADS)
@@ -147,7 +172,7 @@ GLOBAL(KERNEL, THREADS)(const T_IN* a, const T_IN* __restrict__ b, T_OUT* d, gem
     wait_predecessor();
 #pragma unroll 1
     for (int s = 0; s < AHEAD; s++) {
-        if (begin + s < end) load_a(begin + s, s);
+        if (begin + s < end) load_a(base + s * STAGE_BYTES);
         copy_commit();
     }
 
@@ -160,30 +185,37 @@ GLOBAL(KERNEL, THREADS)(const T_IN* a, const T_IN* __restrict__ b, T_OUT* d, gem
 #define PIN_SUMS                                                                                  \
     _Pragma("unroll") for (int i = 0; i < MI; i++) _Pragma("unroll") for (int j = 0; j < NI; j++) \
         _Pragma("unroll") for (int e = 0; e < 4; e++) pin(acc[i][j][e]);
+    shared_place fill = base + AHEAD * STAGE_BYTES;
+    int stage = 0, fill_stage = AHEAD;
+#if GROUP
+    const matrix_place first_a = matrix_at(place_of(shared) + warp_m / 64 * 8192);
+    const matrix_place first_b = matrix_at(place_of(shared) + BM * 128 + warp_n * 128);
+    matrix_place tile_a = first_a, tile_b = first_b;
+#endif
 #pragma unroll 1
-    for (int slice = begin, stage = 0, fill = AHEAD; slice < end; slice++) {
+    for (int slice = begin; slice < end; slice++) {
         copy_wait<AHEAD - 1>();
 #if GROUP
         fence_matrix_units();
 #endif
         __syncthreads();
         if (slice + AHEAD < end) {
-            load_b(slice + AHEAD, fill);
-            load_a(slice + AHEAD, fill);
+            load_b(fill);
+            load_a(fill);
         }
         copy_commit();
-        unsigned char* tile_a = shared + stage * STAGE_BYTES;
-        unsigned char* tile_b = tile_a + BM * 128;
 #if GROUP
         group_begin();
 #pragma unroll
         for (int step = 0; step < 4; step++)
 #pragma unroll
             for (int i = 0; i < MI; i++)
-                MMA(acc[i], tile_a + (warp_m / 64 + i) * 8192 + step * 32, tile_b + warp_n * 128 + step * 32);
+                MMA(acc[i], matrix_step(tile_a, i * 8192 + step * 32), matrix_step(tile_b, step * 32));
         group_commit();
         group_wait<1>();
 #else
+        unsigned char* tile_a = shared + stage * STAGE_BYTES;
+        unsigned char* tile_b = tile_a + BM * 128;
 #pragma unroll
         for (int step = 0; step < 4; step++) {
             u32 fa[MI][4], fb[NI / 2][4];
@@ -209,8 +241,15 @@ GLOBAL(KERNEL, THREADS)(const T_IN* a, const T_IN* __restrict__ b, T_OUT* d, gem
                     MMA(acc[i][j], fa[i], fb[j / 2][(j & 1) * 2], fb[j / 2][(j & 1) * 2 + 1]);
         }
 #endif
-        stage = stage + 1 == STAGES ? 0 : stage + 1;
-        fill = fill + 1 == STAGES ? 0 : fill + 1;
+        fill += STAGE_BYTES;
+        if (++fill_stage == STAGES) fill_stage = 0, fill = base;
+#if GROUP
+        tile_a = matrix_step(tile_a, STAGE_BYTES);
+        tile_b = matrix_step(tile_b, STAGE_BYTES);
+        if (++stage == STAGES) stage = 0, tile_a = first_a, tile_b = first_b;
+#else
+        if (++stage == STAGES) stage = 0;
+#endif
     }
 #if GROUP
     group_wait<0>();
@@ -219,7 +258,8 @@ GLOBAL(KERNEL, THREADS)(const T_IN* a, const T_IN* __restrict__ b, T_OUT* d, gem
     copy_wait<0>();
 
     // operands that lie like the output, on their way while the blocks wait for each other
-    const int first = BM * rank / ranks, rows = BM * (rank + 1) / ranks - first;
+    const int first = divide(BM * rank, g.ranks_magic, g.ranks_shift);
+    const int rows = divide(BM * (rank + 1), g.ranks_magic, g.ranks_shift) - first;
     operands held[HELD];
     auto fetch_units = [&](int base) {
 #pragma unroll

@@ -71,11 +71,12 @@ GLOBAL(KERNEL, THREADS)(const __grid_constant__ tensor_map a, const __grid_const
 #pragma unroll 1
             for (int slice = 0; slice < g.slices; slice++, count++) {
                 const u32 stage = count % STAGES;
-                unsigned char* tile = shared + stage * STAGE_BYTES;
+                const matrix_place tile_a = matrix_at(place_of(shared) + stage * STAGE_BYTES + group * 8192);
+                const matrix_place tile_b = matrix_at(place_of(shared) + stage * STAGE_BYTES + BM * 128);
                 barrier_wait(full + stage, count / STAGES & 1);
                 group_begin();
 #pragma unroll
-                for (int k = 0; k < 4; k++) MMA(acc, tile + group * 8192 + k * 32, tile + BM * 128 + k * 32);
+                for (int k = 0; k < 4; k++) MMA(acc, matrix_step(tile_a, k * 32), matrix_step(tile_b, k * 32));
                 group_commit();
                 group_wait<1>();
                 if (slice && (tid & 127) < CLUSTER) barrier_arrive(empty + (count - 1) % STAGES, tid & 127);

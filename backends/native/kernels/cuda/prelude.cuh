@@ -35,6 +35,12 @@ DEVICE void copy_async16(void* to, const void* from, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :: "r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0) : "memory");
 }
+// an address in shared memory
+typedef u32 shared_place;
+DEVICE shared_place place_of(const void* p) { return shared_address(p); }
+DEVICE void copy_async16(shared_place to, const void* from, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
+}
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
 DEVICE void load_matrix4(u32 (&r)[4], const void* p) {
@@ -75,10 +81,13 @@ template <int N> DEVICE void group_wait() { asm volatile("wgmma.wait_group.sync.
 // the compiler must not move uses of a matrix unit's register across this
 DEVICE void pin(float& v) { asm volatile("" : "+f"(v) :: "memory"); }
 DEVICE void pin(int& v) { asm volatile("" : "+r"(v) :: "memory"); }
-// rows of 128 bytes in the 128-byte swizzle, eight rows to 1024 bytes, k contiguous
-DEVICE u64 matrix_descriptor(const void* p) {
-    return ((u64)(shared_address(p) & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+// what the matrix units take for a tile: rows of 128 bytes in the 128-byte swizzle, k contiguous,
+// eight rows to 1024 bytes
+typedef u64 matrix_place;
+DEVICE matrix_place matrix_at(shared_place p) {
+    return (u64)(p & 0x3ffff) >> 4 | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
+DEVICE matrix_place matrix_step(matrix_place from, int bytes) { return from + (bytes >> 4); }
 // subnormals count as zero here: without this each costs four more instructions
 DEVICE float exp2_fast(float v) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }
 DEVICE float reciprocal_fast(float v) { float r; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }
