@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from polytool.errors import UsageError
 from polytool.tensors import DType, TensorSpec
 
 Feeds = Mapping[str, Any]
@@ -65,6 +66,68 @@ class Runner(abc.ABC):
     def settings(self) -> dict[str, Any]:
         """Everything that changes numbers: precision, TF32, providers, library versions, device."""
         return {}
+
+    # What `bench` asks; a runner overrides what it can tell.
+
+    def resident(self, feeds: Feeds) -> Feeds:
+        """The same inputs where the runner computes, so that `infer` need not move them."""
+        return feeds
+
+    def phases(self, feeds: Feeds) -> dict[str, float]:
+        """Run once, and tell the seconds of its parts; empty where they are not known.
+
+        Returns:
+            `h2d`, `compute` and `d2h` (inputs to the device, work there, outputs to the host; by
+            the device's clock) and `enqueue` (the host's part in starting the work).
+        """
+        return {}
+
+    def profile(self, feeds: Feeds, iterations: int) -> tuple[LayerTime, ...]:
+        """Run several times, and tell how long each layer took, in execution order.
+
+        Raises:
+            UsageError: this runner cannot tell.
+        """
+        raise UsageError(f"the runner {self.name} does not tell how long its layers take")
+
+    def another(self) -> Runner:
+        """One more runner of the same model, which may run at the same time in another thread.
+
+        It shares what is read-only.
+
+        Raises:
+            UsageError: this runner has no such thing.
+        """
+        raise UsageError(f"the runner {self.name} cannot run several inferences at once")
+
+    def device_memory(self) -> dict[str, int]:
+        """Bytes held on a device, by purpose, as `weights`; empty without a device."""
+        return {}
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """How long one layer took.
+
+    Attributes:
+        layer: the runner's name of it.
+        kind: what it is, as an operator's name.
+        nodes: the ONNX nodes that it computes, by display name, where that is known.
+        kernels: names of the kernels, or of the tactic, that compute it, where that is known.
+        spans: start (as `time.perf_counter` tells it) and seconds of each of its runs; in a Loop
+            there may be several an inference.
+    """
+
+    layer: str
+    kind: str
+    nodes: tuple[str, ...]
+    kernels: tuple[str, ...]
+    spans: tuple[tuple[float, float], ...]
+
+    @property
+    def seconds(self) -> float:
+        """Of all its runs together."""
+        return sum(seconds for _, seconds in self.spans)
 
 
 @dataclass(frozen=True)

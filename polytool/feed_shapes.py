@@ -1,7 +1,8 @@
 """Which shapes input data have: what the model says, what the user says, what follows from both.
 
 A dynamic dimension takes, in this order: the size the user gave for this input; the size that a
-dimension of the same name got elsewhere; 1 where it is the batch. Anything else is not guessed.
+dimension of the same name got elsewhere; the size of the batch, by default 1, where it is that.
+Anything else is not guessed.
 """
 
 from __future__ import annotations
@@ -19,17 +20,21 @@ Sizes = tuple[int, ...]
 _ANONYMOUS = re.compile(r"^(|\?|-1|None|unk__\d+|(p2o\.)?DynamicDimension\.\d+|dynamic.*)$", re.I)
 _BATCH = re.compile(r"^(n|b|bs|bsz|batch|(.*_)?batch(_?size)?(_\d+)?)$", re.I)
 _LENGTHS = re.compile(r"(^|[_./])(seq_?)?(len|lens|length|lengths)$", re.I)
+_SEVERAL = re.compile(r"(?<=\d),(?=[^,\[\]]*:\d+(?:x\d+)*(?:,|$))")  # trtexec's comma
 _EXAMPLES = {4: (1, 3, 224, 224), 5: (1, 3, 16, 224, 224)}
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, Sizes]:
     """`["x:[1,3,224,224]", "ids:1x16", "sr:[]"]` as a mapping of names or patterns to shapes.
 
+    trtexec's `"x:1x3x224x224,ids:1x16"` does as well.
+
     Raises:
         UsageError: a text has another form.
     """
     what = "a shape such as [1,3,224,224] or 1x3x224x224"
-    return parse_named(texts, _sizes, what, need_name=True)
+    single = [part for text in texts for part in _SEVERAL.split(text)]
+    return parse_named(single, _sizes, what, need_name=True)
 
 
 def _sizes(text: str) -> Sizes:
@@ -45,7 +50,10 @@ def _sizes(text: str) -> Sizes:
 
 
 def resolve_shapes(
-    inputs: Sequence[TensorSpec], given: Mapping[str, Sequence[int]] | None = None
+    inputs: Sequence[TensorSpec],
+    given: Mapping[str, Sequence[int]] | None = None,
+    *,
+    batch: int = 1,
 ) -> dict[str, Sizes]:
     """A concrete shape for every input.
 
@@ -53,6 +61,7 @@ def resolve_shapes(
         inputs: the inputs of the model.
         given: shapes by input name or pattern. A static dimension may be overridden: models often
             declare sizes that they do not need.
+        batch: size of the batch where that is left open.
 
     Raises:
         UsageError: a shape is given for no input or has another rank, two shapes contradict each
@@ -68,7 +77,7 @@ def resolve_shapes(
     for spec in inputs:
         sizes = chosen[spec.name]
         if sizes is None:
-            sizes = _follow(spec, named)
+            sizes = _follow(spec, named, batch)
         if sizes is None:
             open_.append(spec)
         else:
@@ -110,23 +119,25 @@ def _named_sizes(
     return named
 
 
-def _follow(spec: TensorSpec, named: Mapping[str, int]) -> Sizes | None:
+def _follow(spec: TensorSpec, named: Mapping[str, int], batch: int = 1) -> Sizes | None:
     if spec.shape is None:
         return None
-    sizes = [_size(dim, axis, spec, named) for axis, dim in enumerate(spec.shape)]
+    sizes = [_size(dim, axis, spec, named, batch) for axis, dim in enumerate(spec.shape)]
     return None if None in sizes else tuple(s for s in sizes if s is not None)
 
 
-def _size(dim: Dim, axis: int, spec: TensorSpec, named: Mapping[str, int]) -> int | None:
+def _size(
+    dim: Dim, axis: int, spec: TensorSpec, named: Mapping[str, int], batch: int = 1
+) -> int | None:
     if isinstance(dim, int) and dim >= 0:
         return dim
     if isinstance(dim, str) and dim in named:
         return named[dim]
     anonymous = not isinstance(dim, str) or bool(_ANONYMOUS.match(dim))
     if isinstance(dim, str) and _BATCH.match(dim):
-        return 1
+        return batch
     if anonymous and axis == 0 and (len(spec.shape or ()) > 1 or is_lengths(spec)):
-        return 1
+        return batch
     return None
 
 

@@ -24,6 +24,19 @@ def verdict(word: str) -> str:
     return click.style(word.replace("_", " "), fg=COLORS.get(word), bold=True)
 
 
+def emphasis(text: str) -> str:
+    """What a reader should see first."""
+    return click.style(text, bold=True)
+
+
+def shorten(text: str, width: int) -> str:
+    """At most `width` characters; the middle of a longer text goes."""
+    if len(text) <= width:
+        return text
+    half = (width - 3) // 2
+    return f"{text[: width - 3 - half]}...{text[-half:]}"
+
+
 def table(rows: Iterable[Sequence[Any]], headers: Sequence[str], *, align: str = "") -> str:
     """Rows under headers.
 

@@ -4,10 +4,10 @@
     python scripts/bench_cpu.py ppocr-rec silero        # some of them
     python scripts/bench_cpu.py --all --json            # the nine CNN classifiers too; JSON
 
-Each model is loaded once in a process of either runner, and the two take turns: while one is timed
-the other waits for its next command. Both run with their defaults; every turn begins with a warm-up
-run. A round gives a median of each and their ratio; the table shows medians over the rounds.
-Only ratios mean something, and only on an otherwise idle machine: what else runs is reported.
+`polytool bench` does the work: each runner has a process of its own, and the two take turns. Both
+run with their own defaults. A round gives a median of each and their ratio; the table shows the
+medians over the rounds. Only ratios mean something, and only on an otherwise idle machine: what
+else runs is reported.
 """
 
 from __future__ import annotations
@@ -17,103 +17,49 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
-import time
+import tempfile
 from typing import Any
 
 from models import MODELS, RealModel, get, names, with_random_weights
 
-RUNNERS = ("native", "onnxrt")
+from polytool.agreement import Request
+from polytool.benchmarking import Schedule, benchmark
+from polytool.feeds import save_feeds
+
+RUNNERS = ("onnxrt", "native")  # ratios are of the second to the first
 # Load on the machine, beside ours, above which the figures are worth little.
 _BUSY = 0.3
 
 
-class Child:
-    """A process that holds one model in one runner and times it on command."""
-
-    def __init__(self, runner: str, model: str) -> None:
-        self.runner, self.model = runner, model
-        command = [sys.executable, os.path.abspath(__file__), "--child", runner, model]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.ready = self._answer()
-
-    def time(self, seconds: float) -> float:
-        """The median time of one inference, in seconds, over about `seconds` of them."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{seconds}\n")
-        self._process.stdin.flush()
-        return float(self._answer()["median"])
-
-    def close(self) -> None:
-        """End the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(
-                f"the {self.runner} process for {self.model} ended with exit code "
-                f"{self._process.wait()}; its message stands above"
-            )
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+def measure(model: RealModel, rounds: int, seconds: float) -> dict[str, Any]:
+    """Both runners on one model, in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = os.path.join(folder, "inputs.npz")
+        save_feeds([model.feeds()], inputs)
+        request = Request(source(model, folder), RUNNERS, files=[inputs])
+        found = benchmark(request, Schedule(seconds=rounds * seconds, iterations=5, turns=rounds))
+    onnxrt, native = found.timings
+    (ratio,) = found.ratios
+    return {
+        "model": model.name,
+        "native_ms": round(1e3 * native.latency()["median"], 4),
+        "onnxrt_ms": round(1e3 * onnxrt.latency()["median"], 4),
+        "ratio": round(ratio.ratio, 3),
+        "spread": [round(ratio.low, 3), round(ratio.high, 3)],
+        "other_load": found.other_load or 0.0,
+    }
 
 
-def child(runner: str, name: str) -> None:
-    """Answer commands on stdin, a line each, until it ends."""
-    import polytool
-
-    model = get(name)
-    feeds = model.feeds()
-    with polytool.runner(runner, source(model)) as held:
-        for _ in range(3):
-            held.infer(feeds)
-        print(json.dumps({"ready": name}), flush=True)
-        for line in sys.stdin:
-            held.infer(feeds)
-            times: list[float] = []
-            end = time.perf_counter() + float(line)
-            while len(times) < 5 or time.perf_counter() < end:
-                start = time.perf_counter()
-                held.infer(feeds)
-                times.append(time.perf_counter() - start)
-            print(json.dumps({"median": statistics.median(times), "runs": len(times)}), flush=True)
-
-
-def source(model: RealModel) -> Any:
+def source(model: RealModel, folder: str) -> str:
     """What the runners load: the file, or a classifier with weights that are not all alike."""
     if model.package != "onnx":
         return str(model.path)
     import onnx
 
-    return with_random_weights(onnx.load(model.path)).SerializeToString()
-
-
-def measure(name: str, rounds: int, seconds: float) -> dict[str, Any]:
-    """Both runners on one model, in turns."""
-    children = [Child(runner, name) for runner in RUNNERS]
-    times: dict[str, list[float]] = {runner: [] for runner in RUNNERS}
-    for turn in range(rounds):
-        for held in children if turn % 2 == 0 else children[::-1]:
-            times[held.runner].append(held.time(seconds))
-            time.sleep(0.02)  # threads of the one that ran may still be spinning
-    for held in children:
-        held.close()
-    native, onnxrt = (times[runner] for runner in RUNNERS)
-    ratios = [a / b for a, b in zip(native, onnxrt, strict=True)]
-    return {
-        "model": name,
-        "native_ms": round(1e3 * statistics.median(native), 4),
-        "onnxrt_ms": round(1e3 * statistics.median(onnxrt), 4),
-        "ratio": round(statistics.median(ratios), 3),
-        "spread": [round(min(ratios), 3), round(max(ratios), 3)],
-    }
+    path = os.path.join(folder, "model.onnx")
+    onnx.save(with_random_weights(onnx.load(model.path)), path)
+    return path
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -127,22 +73,6 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def other_load() -> float:
-    """Processors' worth of other work during half a second in which we sleep."""
-
-    def busy() -> tuple[float, float]:
-        with open("/proc/stat", encoding="ascii") as stat:
-            ticks = [float(t) for t in stat.readline().split()[1:]]
-        return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
-
-    if not os.path.exists("/proc/stat"):
-        return 0.0
-    before = busy()
-    time.sleep(0.5)
-    after = busy()
-    return (os.cpu_count() or 1) * (after[0] - before[0]) / max(1.0, after[1] - before[1])
-
-
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(
@@ -153,24 +83,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each runner (default 5)")
     parser.add_argument("--seconds", type=float, default=0.5, help="of a turn (default 0.5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    parser.add_argument("--child", choices=RUNNERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        child(options.child, options.models[0])
-        return
     unknown = sorted(set(options.models) - set(names()))
     if unknown:
         parser.error(f"no model {', '.join(unknown)}; there are {', '.join(names())}")
     chosen = options.models or [m.name for m in MODELS if options.all or m.package != "onnx"]
-    loads, rows = [], []
     for name in chosen:
         if not get(name).path.exists():
             parser.error(f"{get(name).path} is missing; run scripts/fetch_models.py first")
+    rows = []
     for name in chosen:
-        loads.append(other_load())
-        rows.append(measure(name, options.rounds, options.seconds))
+        rows.append(measure(get(name), options.rounds, options.seconds))
         print(f"{name}: {rows[-1]['ratio']}", file=sys.stderr)
-    result = {"models": rows, **summary(rows), "other_load": round(statistics.fmean(loads), 2)}
+    load = round(statistics.fmean(row["other_load"] for row in rows), 2)
+    result = {"models": rows, **summary(rows), "other_load": load}
     if options.json:
         print(json.dumps(result))
     else:

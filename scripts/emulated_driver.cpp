@@ -112,6 +112,7 @@ int cuEventRecord(Event* e, Stream*) {
     e->milliseconds = duration<double, std::milli>(steady_clock::now().time_since_epoch()).count();
     return 0;
 }
+int cuEventRecordWithFlags(Event* e, Stream* s, unsigned) { return put(s, [=] { return cuEventRecord(e, s); }); }
 int cuEventElapsedTime(float* ms, Event* a, Event* b) { *ms = float(b->milliseconds - a->milliseconds); return 0; }
 
 int cuStreamBeginCapture_v2(Stream* s, int) { s->captured = new Work; return 0; }

@@ -113,6 +113,40 @@ class ExecutionContext:
         """Layers of an engine for the GPU that run on the host, and why; empty on the CPU."""
         return dict(getattr(self._program, "on_host", {}))
 
+    def phases(self, feeds: Mapping[str, Any]) -> dict[str, float]:
+        """Run once, and tell the seconds of its parts; see `Runner.phases`.
+
+        Empty on the CPU, and where not the whole network runs on the GPU.
+        """
+        if self._replays is None:
+            return {}
+        if self._replays.find(feeds) is None:
+            self._first(self._replays, feeds, None)
+        found = self._replays.find(feeds)
+        return {} if found is None else found[0].phases(found[1])
+
+    def resident(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """The same inputs in the memory of the GPU; unchanged on the CPU, and what it reads."""
+        if self._replays is None:
+            return dict(feeds)
+        from polytool.backends.native.cuda.interop import OWN, to_library
+
+        host = {t.name for t in self.engine.network.inputs if t.place == "host"}
+        moved = {n: v for n, v in feeds.items() if n not in host}
+        made = to_library(moved, OWN, self._replays.pool, self._replays.stream)
+        return {name: made.get(name, value) for name, value in feeds.items()}
+
+    def device_memory(self) -> dict[str, int]:
+        """Bytes of GPU memory: `weights`, which contexts share, `arena`, and `outputs` and such."""
+        if self._replays is None:
+            return {}
+        arena = self._program.arena_size  # type: ignore[union-attr]  # a CudaProgram there
+        return {
+            "weights": self.engine.weights.size,
+            "arena": arena,
+            "outputs": self._replays.pool.size,
+        }
+
     def synchronize(self) -> None:
         """Wait for what was enqueued; errors of its kernels are raised here."""
         if self._replays is not None:
@@ -130,6 +164,7 @@ class ExecutionContext:
         inputs = check_feeds(self.engine, given)
         replays.declared(self._declared(inputs))
         with np.errstate(all="ignore"), single_threaded_blas():
+            self._program.profiler = self.profiler if observe is None else None  # type: ignore[union-attr]  # a CudaProgram
             values = replays.run(inputs, self._watch(observe), on_device=library is not None)
         outputs = self._outputs(values, inputs)
         if library is not None:

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 import polytool
-from polytool.backends.base import Feeds, Observable, Observer, Outputs, Tap
+from polytool.backends.base import Feeds, LayerTime, Observable, Observer, Outputs, Tap
 from polytool.backends.native.builder import engine_from_onnx, is_engine
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.context import ExecutionContext
 from polytool.backends.native.engine import Engine
 from polytool.backends.native.network import Layer, Tensor
 from polytool.backends.native.numerics import unload
+from polytool.backends.native.profiler import Profiler
+from polytool.backends.native.tactics import choose
 from polytool.errors import UsageError
 from polytool.tensors import TensorSpec
 
@@ -149,6 +151,50 @@ class NativeRunner(Observable):
     def last_inference_time(self) -> float:
         """Seconds that the last `infer` took."""
         return self._seconds
+
+    def resident(self, feeds: Feeds) -> Feeds:
+        """The inputs in the memory of the GPU, where the engine runs there."""
+        self.activate()
+        assert self.context is not None
+        return self.context.resident(feeds)
+
+    def phases(self, feeds: Feeds) -> dict[str, float]:
+        """Run once, and tell the seconds of its parts; see `Runner.phases`."""
+        self.activate()
+        assert self.context is not None
+        return self.context.phases(feeds)
+
+    def profile(self, feeds: Feeds, iterations: int) -> tuple[LayerTime, ...]:
+        """How long each layer takes; on a GPU by its own clock, with the names of kernels."""
+        self.activate()
+        assert self.context is not None
+        profiler = self.context.profiler = Profiler()
+        try:
+            for _ in range(iterations):
+                self.context.infer(feeds)
+        finally:
+            self.context.profiler = None
+        kernels = {
+            layer: profiler.kernels.get(layer) or self._tactic(layer) for layer in profiler.spans
+        }
+        return tuple(
+            LayerTime(layer.name, layer.kind, layer.origin, kernels[layer], tuple(spans))
+            for layer, spans in profiler.spans.items()
+        )
+
+    def _tactic(self, layer: Layer) -> tuple[str, ...]:
+        """What runs a layer on the CPU; nothing for control flow."""
+        if any(node.bodies for node in layer.nodes):
+            return ()
+        return (choose(layer, self.engine.mode).name,)
+
+    def another(self) -> NativeRunner:
+        """One more context on the same engine."""
+        return NativeRunner(self.engine, name=self.name)
+
+    def device_memory(self) -> dict[str, int]:
+        """Bytes of GPU memory; empty on the CPU."""
+        return {} if self.context is None else self.context.device_memory()
 
     def taps(self) -> tuple[Tap, ...]:
         """Every stored tensor that equals an ONNX tensor, in execution order."""

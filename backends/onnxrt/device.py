@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from polytool.backends.checks import on_device
 from polytool.backends.onnxrt.values import from_ort, parse_type, to_ort
@@ -38,6 +41,27 @@ def run(session: Any, feeds: dict[str, Any]) -> dict[str, Any]:
     names = [o.name for o in session.get_outputs()]
     outputs = dict(zip(names, binding.get_outputs(), strict=True))
     return {name: _like(value, model_array) for name, value in outputs.items()}
+
+
+def resident(feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs as arrays of torch or CuPy on the GPU.
+
+    Raises:
+        MissingDependencyError: neither is installed.
+    """
+    plain = {n: v for n, v in feeds.items() if isinstance(v, np.ndarray) and v.dtype != object}
+    try:
+        import torch
+
+        moved = {n: torch.from_numpy(v).cuda() for n, v in plain.items()}
+    except ImportError:
+        try:
+            import cupy
+
+            moved = {n: cupy.asarray(v) for n, v in plain.items()}
+        except ImportError as err:
+            raise MissingDependencyError("CuPy", "cuda", "keeping inputs on the GPU") from err
+    return {**feeds, **moved}
 
 
 def host_value(value: Any) -> Any:

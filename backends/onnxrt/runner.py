@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from polytool.backends.base import Feeds, Observable, Observer, Outputs, Tap
+from polytool.backends.base import Feeds, LayerTime, Observable, Observer, Outputs, Tap
 from polytool.backends.checks import check_feeds, on_device
 from polytool.backends.native.protos import read_type
 from polytool.backends.onnxrt import device, session
@@ -134,6 +135,23 @@ class OnnxrtRunner(Observable):
         given = {k: to_ort(v) for k, v in feeds.items() if v is not None}
         values = run.run_with_ort_values(names, given)
         return {name: from_ort(v) for name, v in zip(names, values, strict=True)}
+
+    def resident(self, feeds: Feeds) -> Feeds:
+        """The inputs in the memory of the GPU, where onnxruntime runs there."""
+        return dict(feeds) if self._on_cpu else device.resident(feeds)
+
+    def profile(self, feeds: Feeds, iterations: int) -> tuple[LayerTime, ...]:
+        """How long each node takes that onnxruntime's own rewriting has left."""
+        from polytool.backends.onnxrt.profile import node_times
+
+        ready = check_feeds(self.inputs, feeds, optional=self._defaulted)
+        named = {n.name for n in self._model.proto.graph.node if n.name}
+        return node_times(self._source, self._config, self._who, ready, iterations, named)
+
+    def another(self) -> OnnxrtRunner:
+        """The same session, which onnxruntime lets several threads use."""
+        assert self.session is not None
+        return copy.copy(self)
 
     def taps(self) -> tuple[Tap, ...]:
         """The tensors that onnxruntime stores, in execution order.

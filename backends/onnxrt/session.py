@@ -127,6 +127,7 @@ def open_session(
     level: str | None = None,
     arena: bool = True,
     save_optimized: str | None = None,
+    profile: str | None = None,
     entries: Mapping[str, str] | None = None,
 ) -> Any:
     """Make an InferenceSession.
@@ -138,6 +139,7 @@ def open_session(
         level: in place of the config's.
         arena: whether freed CPU memory is kept for the next run.
         save_optimized: where to write the model as onnxruntime rewrote it.
+        profile: start of the path where onnxruntime writes how long its nodes take.
         entries: further configuration entries, by onnxruntime's own keys.
 
     Raises:
@@ -155,6 +157,9 @@ def open_session(
     options.enable_cpu_mem_arena = arena
     if save_optimized is not None:
         options.optimized_model_filepath = save_optimized
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
     # Threads that spin after a run slow down whatever else runs in this process.
     defaults = {
         "session.intra_op.allow_spinning": "0",

@@ -91,7 +91,7 @@ def spread(params: Sequence[click.Parameter], args: Sequence[str]) -> list[str]:
     known = {name: p for p in params if isinstance(p, click.Option) for name in p.opts}
     off = {name: p for p in params if isinstance(p, click.Option) for name in p.secondary_opts}
     known.update(off)
-    needed = sum(p.nargs for p in params if isinstance(p, click.Argument) and p.required)
+    needed = sum(p.nargs for p in params if isinstance(p, click.Argument) and _needed(p, args))
     done: list[str] = []
     last: list[int] = []  # where in `done` the values stand that could be positional instead
     found = 0
@@ -119,6 +119,20 @@ def spread(params: Sequence[click.Parameter], args: Sequence[str]) -> list[str]:
     for at in last[max(len(last) - max(needed - found, 0), 0) :]:
         done[at] = ""
     return [arg for i, arg in enumerate(done) if i not in last or arg]
+
+
+class Argument(click.Argument):
+    """A click argument that may be left out where one of the options `unless` is given."""
+
+    def __init__(self, *args: Any, unless: Sequence[str], **attrs: Any) -> None:
+        super().__init__(*args, **{**attrs, "required": False})
+        self.unless = tuple(unless)
+
+
+def _needed(param: click.Argument, args: Sequence[str]) -> bool:
+    if not isinstance(param, Argument):
+        return param.required
+    return not {arg.partition("=")[0] for arg in args} & set(param.unless)
 
 
 def _is_option(arg: str) -> bool:
@@ -246,6 +260,7 @@ def shapes(*names: str, help: str) -> Decorator:
 
 input_shapes: Decorator = shapes(
     "--input-shapes",
+    "--shapes",
     help="Shapes of inputs, as x:[1,3,224,224] or x:1x3x224x224; needed where the model leaves "
     "them open.",
 )
@@ -300,44 +315,49 @@ class FeedOptions:
     input_shapes: dict[str, tuple[int, ...]]
     seed: int
     val_range: dict[str, tuple[float, float]]
-    iterations: int | None
     load_inputs: tuple[str, ...]
     data_loader_script: str | None
-    save_inputs: str | None
+    iterations: int | None = None
+    save_inputs: str | None = None
+
+
+_DATA: tuple[Decorator, ...] = (
+    seed,
+    option(
+        "--val-range",
+        several=True,
+        metavar="[NAME:][LO,HI]",
+        callback=named(parse_range, "a range such as [0,1]"),
+        help="Range of random values, as [0,1] or x:[-1,1].",
+    ),
+    option(
+        "--load-inputs",
+        "--loadInputs",
+        several=True,
+        metavar="PATH",
+        help="Inputs from files: .npz, .npy, Polygraphy's JSON, an ONNX test_data_set, or a "
+        "directory of such files, one an iteration.",
+    ),
+    option(
+        "--data-loader-script",
+        metavar="SCRIPT",
+        help="Inputs from a function that yields dicts, as my_script.py:load_data.",
+    ),
+)
 
 
 def feeds(function: F) -> F:
     """Every option about input data, passed as one `feeds: FeedOptions`."""
-    return bundle(
-        function,
-        "feeds",
-        FeedOptions,
-        (
-            input_shapes,
-            seed,
-            option(
-                "--val-range",
-                several=True,
-                metavar="[NAME:][LO,HI]",
-                callback=named(parse_range, "a range such as [0,1]"),
-                help="Range of random values, as [0,1] or x:[-1,1].",
-            ),
-            option("--iterations", type=click.IntRange(1), help="How many inputs to run.  [1]"),
-            option(
-                "--load-inputs",
-                several=True,
-                metavar="PATH",
-                help="Inputs from files: .npz, .npy, Polygraphy's JSON, an ONNX test_data_set, or "
-                "a directory of such files, one an iteration.",
-            ),
-            option(
-                "--data-loader-script",
-                metavar="SCRIPT",
-                help="Inputs from a function that yields dicts, as my_script.py:load_data.",
-            ),
-            option("--save-inputs", metavar="PATH", help="Write the inputs that were used."),
-        ),
+    further = (
+        option("--iterations", type=click.IntRange(1), help="How many inputs to run.  [1]"),
+        option("--save-inputs", metavar="PATH", help="Write the inputs that were used."),
     )
+    return bundle(function, "feeds", FeedOptions, (input_shapes, *_DATA, *further))
+
+
+def timed_feeds(function: F) -> F:
+    """The same for commands that time: one input, or those that are loaded."""
+    return bundle(function, "feeds", FeedOptions, (input_shapes, *_DATA))
 
 
 def bundle(function: F, name: str, kind: Callable[..., Any], decorators: Sequence[Decorator]) -> F:

@@ -23,6 +23,7 @@ CALLS = {
     "check accuracy": "accuracy.json",
     "check lint": "model.onnx",
     "convert": "model.onnx -o model.engine --fp16",
+    "bench": "model.onnx --input-shapes bytes:[1,2048] --duration 0 --iterations 2",
     "debug locate": "model.onnx --fp16 --input-shapes bytes:[1,2048]",
     "debug reduce": "model.onnx -o small.onnx --native --fp16 --onnxrt "
     "--input-shapes bytes:[1,2048]",

@@ -125,7 +125,7 @@ def test_the_profiler_times_every_layer():
     assert timed.context is not None
     timed.context.profiler = profiler = Profiler()
     timed.infer({"x": X})
-    assert set(profiler.seconds) == set(timed.engine.network.layers)
+    assert set(profiler.spans) == set(timed.engine.network.layers)
 
 
 def test_cuda_without_a_gpu_is_an_error_not_a_cpu_run():

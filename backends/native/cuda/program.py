@@ -27,6 +27,7 @@ from polytool.backends.native.cuda.weights import Weights
 from polytool.backends.native.kernels import driver
 from polytool.backends.native.network import Layer, Network, Tensor
 from polytool.backends.native.numerics import load, unload
+from polytool.backends.native.profiler import Profiler
 from polytool.backends.native.program import Program, Watch
 from polytool.backends.native.tactics.base import Mode
 from polytool.errors import UnsupportedError
@@ -82,6 +83,7 @@ class CudaProgram:
     Attributes:
         on_host: layers that run on the host, by name, and why; those of bodies included.
         tune: whether candidates may be timed for the shapes that come next.
+        profiler: told how long layers take while it is set.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class CudaProgram:
     ) -> None:
         self.network, self._weights, self._tuning = network, weights, tuning
         self.tune = True
+        self.profiler: Profiler | None = None
         self._device = weights.device
         self._device.activate()
         self._cuda_graph, self._parent = cuda_graph, parent
@@ -111,6 +114,12 @@ class CudaProgram:
     def stream(self) -> int:
         """What everything runs on."""
         return self._stream
+
+    @property
+    def arena_size(self) -> int:
+        """Bytes of memory for inputs, outputs and what lies between them, those of bodies too."""
+        lines = (item for item in self._items if isinstance(item, _Line))
+        return sum(x.memory.size for x in lines) + sum(b.arena_size for b in self._bodies)
 
     @property
     def stretches(self) -> list[Stretch]:
@@ -149,6 +158,8 @@ class CudaProgram:
         while position < len(self._items):
             item = self._items[position]
             if isinstance(item, _Single):
+                if self._root.profiler is not None:
+                    self._root.profiler.start()
                 item.launch(values, watch)
             elif not self._run_line(item, values, watch):
                 self._split(position, item)  # a layer turned out to need the host
@@ -243,7 +254,10 @@ class CudaProgram:
             while len(known) > _KEPT_SHAPES:
                 known.popitem(last=False)[1].close()
         known.move_to_end(key)
-        known[key].run(values, watch)
+        if self._root.profiler is not None:
+            known[key].profiled(values, self._root.profiler)
+        else:
+            known[key].run(values, watch)
         return True
 
     def _record(self, item: _Line, values: Values) -> Stretch | None:

@@ -6,6 +6,8 @@ It serves networks that one stretch runs from end to end; all others go through 
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -106,8 +108,13 @@ class Replay:
 
     def _start(self, values: Sequence[Any], targets: list[int]) -> int:
         """Launch, once what the inputs come from is done."""
-        raw, stream, event = self._raw, self._stream, self._event
         addresses = [address(values[index]) for index, address in self._inputs]
+        status = self._upload(values)
+        return status or self._handover.enqueue(self._raw, (*addresses, *targets))
+
+    def _upload(self, values: Sequence[Any]) -> int:
+        """Wait for what the inputs come from, and copy those of the host."""
+        raw, stream, event = self._raw, self._stream, self._event
         status: int = raw.activate(self._context)
         for current in self._streams:
             other = current()
@@ -116,23 +123,60 @@ class Replay:
         for index, pinned, staged in self._uploads:
             np.copyto(pinned.array, values[index])
             status = status or raw.to_device(staged.address, pinned.address, pinned.size, stream)
-        return status or self._handover.enqueue(raw, (*addresses, *targets))
+        return status
 
     def _empty(self, framework: Framework) -> list[tuple[Any, int]]:
         return [framework.empty(shape, dtype, self._pool) for _, shape, dtype in self._outputs]
 
-    def _to_host(self, values: Sequence[Any]) -> dict[str, Any]:
+    def phases(self, values: Sequence[Any]) -> dict[str, float]:
+        """Run with events between the parts; see `Runner.phases`.
+
+        Inputs and outputs of the device are moved within `compute`, and then there is no more.
+        """
+        raw, stream = self._raw, self._stream
+        made = self._empty(self._framework) if self._framework is not None else []
+        targets = [address for _, address in made] or self._targets()
+        addresses = (*(address(values[index]) for index, address in self._inputs), *targets)
+        events = [driver.create_event() for _ in range(4)]
+        status = raw.synchronize(stream) or raw.record(events[0], stream)
+        status = status or self._upload(values) or raw.record(events[1], stream)
+        start = time.perf_counter()
+        status = status or self._handover.enqueue(raw, addresses)
+        enqueue = time.perf_counter() - start
+        status = status or raw.record(events[2], stream)
+        if not made:
+            status = status or self._download()
+        status = status or raw.record(events[3], stream) or raw.synchronize(stream)
+        driver.raise_status(status, "an inference")
+        names = ["compute"] if made else ["h2d", "compute", "d2h"]
+        spans = itertools.pairwise(events[1:3] if made else events)
+        times = {n: driver.elapsed(*span) / 1e3 for n, span in zip(names, spans, strict=True)}
+        for event in events:
+            driver.destroy_event(event)
+        return {"enqueue": enqueue, **times}
+
+    def _targets(self) -> list[int]:
+        """Where outputs lie before they are copied to the host."""
         if not self._downloads:
             self._downloads = [
                 (self._pool.array(shape, dtype), Pinned(shape, dtype))
                 for _, shape, dtype in self._outputs
             ]
-        raw, stream = self._raw, self._stream
-        status = self._start(values, [made.address for made, _ in self._downloads])
+        return [made.address for made, _ in self._downloads]
+
+    def _download(self) -> int:
+        """Copy the outputs to page-locked memory."""
+        status = 0
         for made, pinned in self._downloads:
             if pinned.size:
-                status = status or raw.to_host(pinned.address, made.address, pinned.size, stream)
-        status = status or raw.synchronize(stream)
+                status = status or self._raw.to_host(
+                    pinned.address, made.address, pinned.size, self._stream
+                )
+        return status
+
+    def _to_host(self, values: Sequence[Any]) -> dict[str, Any]:
+        status = self._start(values, self._targets())
+        status = status or self._download() or self._raw.synchronize(self._stream)
         if status:
             driver.raise_status(status, "an inference")
         return {

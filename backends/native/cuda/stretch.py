@@ -14,6 +14,7 @@ from polytool.backends.native.cuda.arrays import DeviceArray
 from polytool.backends.native.cuda.buffers import Storage, View
 from polytool.backends.native.cuda.handover import Handover
 from polytool.backends.native.cuda.recorder import Recorder, Step, storages
+from polytool.backends.native.cuda.timed import TimedGraph
 from polytool.backends.native.cuda.tuning import Tuning
 from polytool.backends.native.cuda.weights import Weights
 from polytool.backends.native.kernels import compiler, driver, handover
@@ -21,6 +22,7 @@ from polytool.backends.native.kernels.launch import Launchable, prepare_plan
 from polytool.backends.native.kernels.source import item_size
 from polytool.backends.native.memory import Lifetime, plan_arena
 from polytool.backends.native.network import Layer, Network, Tensor
+from polytool.backends.native.profiler import Profiler
 from polytool.backends.native.program import Watch
 from polytool.backends.native.shapes import ShapePass
 from polytool.errors import RunnerError, UnsupportedError
@@ -103,6 +105,7 @@ class Stretch:
         tuning.use([handover.kernel()])
         self._cuda_graph, self._runs = cuda_graph, 0
         self._handover: Handover | None = None
+        self._timed: TimedGraph | None = None
 
     def _array(self, view: View) -> DeviceArray:
         return DeviceArray(self._address(view), view.shape, view.dtype)
@@ -207,6 +210,20 @@ class Stretch:
         values.update(self._host)
         values.update(self.outputs)
 
+    def profiled(self, values: dict[Tensor, Any], profiler: Profiler) -> None:
+        """`run`, telling `profiler` how long each step took on the device."""
+        self._fill(values)
+        if self._timed is None:
+            self._timed = TimedGraph([launches for _, launches in self._launches], self.stream)
+        begin, spans = self._timed.run()
+        runs = [
+            (step.layer, tuple(getattr(x, "name", "") for x in launches), *span)
+            for (step, launches), span in zip(self._launches, spans, strict=True)
+        ]
+        profiler.on_device(begin, runs)
+        values.update(self._host)
+        values.update(self.outputs)
+
     def run_until(self, values: dict[Tensor, Any], tensor: Tensor) -> Any:
         """What the layer of `tensor` stores in an inference that ends there, captured as usual.
 
@@ -279,6 +296,9 @@ class Stretch:
         if self._handover is not None:
             self._handover.close()
             self._handover = None
+        if self._timed is not None:
+            self._timed.close()
+            self._timed = None
         self.closed = True
 
 

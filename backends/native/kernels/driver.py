@@ -18,6 +18,7 @@ from polytool.errors import RunnerError
 _COUNT, _L2, _MAJOR, _MINOR = 16, 38, 75, 76
 _THREAD_LOCAL_CAPTURE = 1
 _TIMED, _UNTIMED = 0, 2
+_EXTERNAL = 1
 _PORTABLE, _MAPPED = 1, 2
 
 
@@ -227,6 +228,11 @@ def destroy_event(event: int) -> None:
 def record(event: int, stream: int) -> None:
     """Mark the present end of a stream's work."""
     call("cuEventRecord", event, stream)
+
+
+def record_in_graph(event: int, stream: int) -> None:
+    """The same for a stream that is being captured: the graph records the event when it runs."""
+    call("cuEventRecordWithFlags", event, stream, ctypes.c_uint(_EXTERNAL))
 
 
 def follow(stream: int, other: int) -> None:
