@@ -220,7 +220,7 @@ def center_crop_pad(rec: Recorder, layer: Layer) -> None:
     rec.launch([plan], [rec.dense(view), rec.output(layer.outputs[0])])
 
 
-@lowering("Dropout", reads=(2,))
+@lowering("Dropout", reads=(1, 2))
 def dropout(rec: Recorder, layer: Layer) -> None:
     """Nothing happens at inference; what training drops is decided on the host."""
     (node,), view = layer.nodes, _source(rec, layer)

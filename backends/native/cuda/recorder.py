@@ -95,8 +95,13 @@ def host_reads(layer: Layer) -> list[Tensor]:
     return found
 
 
+_OTHERWISE = frozenset({"Attention", "QLinearConv", "RotaryEmbedding"})
+"""Operators that com.microsoft defines with another signature than ONNX."""
+
+
 def _key(node: Node) -> str:
-    return node.op if node.domain in ("", "com.microsoft") else f"{node.domain}:{node.op}"
+    same = not node.domain or (node.domain == "com.microsoft" and node.op not in _OTHERWISE)
+    return node.op if same else f"{node.domain}:{node.op}"
 
 
 @cache

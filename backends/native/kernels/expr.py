@@ -134,7 +134,9 @@ def _extreme(sign: str) -> Callable[[str, str, str], str]:
 
 def _mod(a: str, b: str, *, ctype: str, fmod: int = 0, **_: Any) -> str:
     if _is_real(ctype):
-        return f"fmod{'f' if ctype == 'float' else ''}({a}, {b})"
+        return (
+            f"fmod{'f' if ctype == 'float' else ''}({a}, {b})" if fmod else f"floor_mod({a}, {b})"
+        )
     return f"({a} % {b})" if fmod else f"floor_mod({a}, {b})"
 
 
@@ -174,7 +176,7 @@ def _round(a: str, *, ctype: str, **_: Any) -> str:
 
 
 def _shift(a: str, b: str, *, direction: str, **_: Any) -> str:
-    return f"({a} {'<<' if direction == 'LEFT' else '>>'} {b})"
+    return f"{'shift_left' if direction == 'LEFT' else 'shift_right'}({a}, {b})"
 
 
 def _is_inf(a: str, *, detect_positive: int = 1, detect_negative: int = 1, **_: Any) -> str:
@@ -195,6 +197,8 @@ _EMIT: dict[str, Callable[..., str]] = {
     "Asinh": _call("asinh"),
     "Atan": _call("atan"),
     "Atanh": _call("atanh"),
+    "BiasAdd": lambda a, b, c, **_: f"({a} + {b} + {c})",
+    "BiasGelu": lambda a, b, fast, **_: f"gelu_erf{fast}({a} + {b})",
     "BitShift": _shift,
     "BitwiseAnd": _binary("({a} & {b})"),
     "BitwiseNot": _unary("(~{a})"),
@@ -212,6 +216,9 @@ _EMIT: dict[str, Callable[..., str]] = {
     "Equal": _binary("({a} == {b})"),
     "Erf": _call("erf"),
     "Exp": lambda a, ctype, fast, **_: f"exp_fast({a})" if fast else _call("exp")(a, ctype=ctype),
+    "FastGelu": lambda a, b=None, *, fast, **_: (
+        f"gelu_tanh{fast}({a if b is None else f'{a} + {b}'})"
+    ),
     "Floor": _call("floor"),
     "Gelu": _gelu,
     "Greater": _binary("({a} > {b})"),
@@ -240,6 +247,7 @@ _EMIT: dict[str, Callable[..., str]] = {
     "Or": _binary("({a} || {b})"),
     "PRelu": lambda a, b, ctype, **_: f"({a} < {literal(0, ctype)} ? {b} * {a} : {a})",
     "Pow": _pow,
+    "QuickGelu": _scaled("({a} * sigmoid{fast}({alpha} * {a}))", alpha=1.702),
     "Reciprocal": lambda a, ctype, **_: f"({literal(1, ctype)} / {a})",
     "Relu": lambda a, ctype, **_: _extreme(">")(a, literal(0, ctype), ctype),
     "Round": _round,
@@ -266,6 +274,9 @@ _EMIT: dict[str, Callable[..., str]] = {
     "Sub": _binary("({a} - {b})"),
     "Sum": _fold(lambda a, b, _: f"({a} + {b})"),
     "Swish": _scaled("({a} * sigmoid{fast}({alpha} * {a}))", alpha=1.0),
+    "SwiGLU": lambda a, b, *, ctype, fast, alpha=1.0, **_: (
+        f"({a} * sigmoid{fast}({literal(alpha, ctype)} * {a}) * {b})"
+    ),
     "Tan": _call("tan"),
     "Tanh": _call("tanh"),
     "ThresholdedRelu": _scaled("({a} > {alpha} ? {a} : {zero})", alpha=1.0),

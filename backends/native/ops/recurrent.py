@@ -28,7 +28,7 @@ def _tanh(xp: Any, x: Array) -> Array:
 
 
 # name -> function and the defaults of what it takes
-_ACTIVATIONS: dict[str, tuple[Callable[..., Array], dict[str, float]]] = {
+ACTIVATIONS: dict[str, tuple[Callable[..., Array], dict[str, float]]] = {
     "relu": (activation.relu, {}),
     "tanh": (_tanh, {}),
     "sigmoid": (activation.sigmoid, {}),
@@ -58,9 +58,9 @@ def activation_functions(
     left = {"alpha": iter(alphas or ()), "beta": iter(betas or ())}
     chosen: list[Activation] = []
     for name in names:
-        if name.lower() not in _ACTIVATIONS:
+        if name.lower() not in ACTIVATIONS:
             raise ModelError(f"{name!r} is no activation that ONNX defines for RNN, GRU and LSTM")
-        function, defaults = _ACTIVATIONS[name.lower()]
+        function, defaults = ACTIVATIONS[name.lower()]
         chosen.append(partial(function, **{k: next(left[k], v) for k, v in defaults.items()}))
     each = len(default)
     return [chosen[i * each : (i + 1) * each] for i in range(directions)]

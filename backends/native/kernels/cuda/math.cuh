@@ -42,6 +42,17 @@ template <typename T> DEVICE T floor_mod(T a, T b) {
     T r = a % b;
     return r != 0 && ((r < 0) != (b < 0)) ? (T)(r + b) : r;
 }
+DEVICE float floor_mod(float a, float b) {
+    const float r = fmodf(a, b);
+    return r == 0 ? copysignf(0.0f, b) : (r < 0) != (b < 0) ? r + b : r;
+}
+DEVICE double floor_mod(double a, double b) {
+    const double r = fmod(a, b);
+    return r == 0 ? copysign(0.0, b) : (r < 0) != (b < 0) ? r + b : r;
+}
+// a count outside of the type shifts everything out
+template <typename T> DEVICE T shift_left(T a, T b) { return (u64)(i64)b < sizeof(T) * 8 ? (T)((u64)a << b) : (T)0; }
+template <typename T> DEVICE T shift_right(T a, T b) { return (u64)(i64)b < sizeof(T) * 8 ? (T)(a >> b) : (T)(a < 0 ? -1 : 0); }
 template <typename T> DEVICE T safe_divide(T a, T b) { return b == 0 ? (T)0 : (T)(a / b); }
 // as a C cast on x86 does it: through 64 bits, so that negative numbers wrap in unsigned types
 template <typename T, typename S> DEVICE T float_to_integer(S v) { return (T)(i64)v; }
