@@ -152,8 +152,16 @@ def write_chunks(target: int, chunks: Iterable[Chunk], source: Callable[[str], D
     write_all(target, b"".join(pending))
 
 
-def inside(directory: str, location: str) -> str:
+def inside(directory: str, location: str, model: str | None = None) -> str:
     """The path of `location` below `directory`.
+
+    Links are followed as onnxruntime does: within the directory, and, from a model that is a link
+    itself, into the directory of the file that it means, which is how download caches look.
+
+    Args:
+        directory: where the model lies.
+        location: what its tensors say.
+        model: the path of the model, if it has one.
 
     Raises:
         ModelError: it is absolute or leads out of the directory, also through symbolic links.
@@ -161,9 +169,11 @@ def inside(directory: str, location: str) -> str:
     if "\0" in location:
         raise ModelError(f"external data {location!r} is no path: re-export the model")
     path = os.path.join(directory, location)
-    root = os.path.realpath(directory)
-    real = os.path.realpath(path)
-    if os.path.isabs(location) or os.path.commonpath([root, real]) != root or real == root:
+    real, roots = os.path.realpath(path), [os.path.realpath(directory)]
+    if model is not None and os.path.islink(model) and os.path.islink(path):
+        roots.append(os.path.dirname(os.path.realpath(model)))
+    below = any(os.path.commonpath([r, real]) == r and real != r for r in roots)
+    if os.path.isabs(location) or not below:
         raise ModelError(
             f"external data {location!r} lies outside the model's directory {directory!r}; "
             "put the file beside the model, or name its directory with --external-data-dir"

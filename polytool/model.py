@@ -313,7 +313,7 @@ class Model:
                     "without a path: name the directory with external_data_dir"
                 )
             try:
-                self._files[location] = DataFile.open(inside(self._directory, location))
+                self._files[location] = DataFile.open(inside(self._directory, location, self.path))
             except ModelError as err:
                 raise ModelError(f"the model's external data cannot be used: {err}") from None
         return self._files[location]
