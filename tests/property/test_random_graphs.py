@@ -21,6 +21,10 @@ SLOW_START = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.dat
 settings.register_profile(
     "long", max_examples=20_000, deadline=None, suppress_health_check=SLOW_START
 )
+# One round of a run that takes hours: `--hypothesis-profile=hour --hypothesis-seed=N`, N = 1, 2 ...
+settings.register_profile(
+    "hour", max_examples=3_000, deadline=None, suppress_health_check=SLOW_START, database=None
+)
 ORDINARY = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=SLOW_START
 )
