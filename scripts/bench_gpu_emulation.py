@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from models import get, with_random_weights
 
@@ -113,8 +114,8 @@ def compared(name: str, precisions: list[str], layers: bool) -> Iterator[tuple[s
         exact = len(gpu.keys() & cpu.keys()) - len(rows)
         print(
             f"{name:14} {precision}: {within} of {len(rows)} layers within 2x; emulated/GPU median "
-            f"{middle:.2f}, 5-95 % {low:.2f} .. {high:.2f}; exact on both {exact}, on one side only "
-            f"{len(gpu.keys() ^ cpu.keys())}; {time.perf_counter() - start:.1f} s",
+            f"{middle:.2f}, 5-95 % {low:.2f} .. {high:.2f}; exact on both {exact}, on one side "
+            f"only {len(gpu.keys() ^ cpu.keys())}; {time.perf_counter() - start:.1f} s",
             flush=True,
         )
         for (tensor, g, c), ratio in zip(rows, ratios, strict=True):
