@@ -55,6 +55,8 @@ def _culprit(finding: Finding) -> str:
         from polytool.reproducers import command
 
         rows.append(("reproduce", command(finding)))
+    else:
+        rows.append(("reproduce", "--reproducer DIR saves this layer with its inputs"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)
 
