@@ -234,7 +234,7 @@ class Stretch:
         count = sum(places.index(id(step.layer)) <= end for step, _ in self._launches)
         driver.fill(self._memory.address, self.arena_size, 0xFF, self.stream)
         self._fill(values)
-        if self._graph is None or not count:
+        if not (self._cuda_graph and count):
             self._launch_all(count)
         else:
             with driver.Graph.capture(self.stream) as graph:
