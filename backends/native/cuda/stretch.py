@@ -100,6 +100,7 @@ class Stretch:
         if timed:  # what needs no workspace of the losers any more
             memory.close(but=self)
             self._place()
+            self._fill(values)  # launches on garbage may read anywhere
             self._launches = self._choose(tuning)
         tuning.use(k for step in self._steps for plan in step.plans for k in plan.kernels())
         tuning.use([handover.kernel()])
