@@ -228,6 +228,9 @@ class _Parser:
             return []
         if domain == "" and node.op in CONTROL:
             return [self.control(node, graphs, scope, shapes)]
+        for index in needed_inputs(node.op, domain, version):
+            if index < len(node.inputs) and node.inputs[index] is None:
+                raise ModelError(f"node {display(node)} ({node.op}) lacks its input {index}")
         raised = registry.raise_node(node)
         newest = raised[0]
         if len(raised) == 1 and registry.find(newest.domain, newest.op, newest.version) is None:
@@ -265,22 +268,17 @@ class _Parser:
         operator = registry.find(node.domain, node.op, node.version)
         if operator is not None and (why := operator.misfit(len(inputs), node.attrs)):
             raise ModelError(f"node {display(node)} ({node.op}) is not as it should be: {why}")
-        for index in needed_inputs(node.op, node.domain, node.version):
-            if index < len(inputs) and inputs[index] is None:
-                raise ModelError(f"node {display(node)} ({node.op}) lacks its input {index}")
         for index, tensor in enumerate(inputs):
             if tensor is not None and tensor.container == "sequence":
                 self.check_sequence(node, index, tensor)
-        dtypes: list[DType | None] = [None] * len(node.outputs)
-        if operator is not None:
-            dtypes = output_dtypes(
-                node.domain,
-                node.op,
-                node.version,
-                [t.dtype if t is not None else None for t in inputs],
-                len(node.outputs),
-                node.attrs,
-            )
+        dtypes = output_dtypes(
+            node.domain,
+            node.op,
+            node.version,
+            [t.dtype if t is not None else None for t in inputs],
+            len(node.outputs),
+            node.attrs,
+        )
         container = output_container(node.op, [t.container for t in inputs if t is not None])
         outputs: list[Tensor | None] = []
         for name, dtype in zip(node.outputs, dtypes, strict=True):

@@ -120,3 +120,23 @@ def test_a_missing_opset_import_is_named():
     proto = model("g (float[3] x) => (float[3] y) { y = Neg(x) }", '"other" : 1')
     with pytest.raises(ModelError, match="imports no opset for domain 'ai.onnx'"):
         parse(load(proto))
+
+
+@pytest.mark.parametrize("opset", [11, 13])
+def test_resize_is_written_without_roi_and_scales_by_exporters(opset):
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 7, opset_import: ["" : {opset}]> g (float[1,1,2,2] x) => (float[1,1,4,4] y) '
+        "<int64[4] s = {1, 1, 4, 4}> { y = Resize(x, , , s) }"
+    )
+    with NativeRunner(proto, device="cpu") as runner:
+        assert runner.infer({"x": np.ones((1, 1, 2, 2), np.float32)})["y"].shape == (1, 1, 4, 4)
+
+
+def test_old_forms_of_resize_are_raised():
+    for opset, op in ((9, "Upsample"), (10, "Resize")):
+        proto = onnx.parser.parse_model(
+            f'<ir_version: 7, opset_import: ["" : {opset}]> g (float[1,1,2,2] x) => '
+            f"(float[1,1,4,4] y) <float[4] s = {{1, 1, 2, 2}}> {{ y = {op}(x, s) }}"
+        )
+        with NativeRunner(proto, device="cpu") as runner:
+            assert runner.infer({"x": np.ones((1, 1, 2, 2), np.float32)})["y"].shape[2] == 4
