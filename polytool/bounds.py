@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from polytool.backends.base import Tap
 from polytool.model import Source, load
-from polytool.surgeon.bounding import Record, hit, recorded
+from polytool.surgeon.bounding import recorded
+from polytool.surgeon.clamping import Record, hit
 
 if TYPE_CHECKING:
     from polytool.agreement import Session

@@ -147,12 +147,9 @@ class Benchmark:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Tables, as `polytool bench` prints them, without colours."""
-        import click
-
         from polytool.bench_text import describe
 
-        return click.unstyle(describe(self))
+        return describe(self)
 
     @property
     def ratios(self) -> tuple[Ratio, ...]:

@@ -7,7 +7,7 @@ those of the inputs; so only its source is listed, and not everything behind it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from polytool.surgeon.graph import Graph, Node, Value, Workspace
@@ -160,8 +160,8 @@ def _set_symbol(value: Value, dim: int, symbol: str) -> None:
 def decisions(node: Node, ranges: Ranges, known: dict[Value, Known]) -> Iterator[Decided]:
     """What `node` says of the dimensions of its outputs."""
     rule = _RULES.get(node.op) if not node.domain and not node.has_references else None
-    if rule is None or any(v is None for v in node.inputs[:1]):
-        return
+    if rule is None or (node.op != "Loop" and any(v is None for v in node.inputs[:1])):
+        return  # a Loop may do without a count
     yield from rule(node, ranges, known)
 
 
@@ -364,6 +364,38 @@ def _slice(node: Node, ranges: Ranges, known: dict[Value, Known]) -> Iterator[De
         yield Decided(0, dim, Interval(0, most, data), "its ends are computed from data", index)
 
 
+@_rule("Split")
+def _split(node: Node, ranges: Ranges, _: dict[Value, Known]) -> Iterator[Decided]:
+    value, parts = node.input(0), node.input(1)
+    if parts is None or value is None or value.shape is None:
+        return
+    axis = node.attribute("axis", 0) % max(len(value.shape), 1)
+    whole = _size(value, axis, ranges)
+    for index in range(len(node.outputs)):
+        size = ranges.entry(parts, index)
+        most = Interval(0, min(size.high, whole), size.data)
+        yield Decided(index, axis, most, "its parts are computed from data")
+
+
+@_rule("CenterCropPad")
+def _crop(node: Node, ranges: Ranges, _: dict[Value, Known]) -> Iterator[Decided]:
+    value, sizes = node.input(0), node.input(1)
+    if value is None or value.shape is None:
+        return
+    rank = len(value.shape)
+    for index, axis in enumerate(node.attribute("axes", list(range(rank)))):
+        reason = "its shape is computed from data"
+        yield Decided(0, axis % rank, ranges.entry(sizes, index), reason, index)
+
+
+@_rule("StringSplit")
+def _string_split(node: Node, ranges: Ranges, _: dict[Value, Known]) -> Iterator[Decided]:
+    value = node.input(0)
+    if value is not None and value.shape is not None:
+        reason = "as many as the longest text has parts"
+        yield Decided(0, len(value.shape), Interval(0, math.inf, True), reason)
+
+
 @_rule("HannWindow", "HammingWindow", "BlackmanWindow")
 def _window(node: Node, ranges: Ranges, _: dict[Value, Known]) -> Iterator[Decided]:
     yield Decided(0, 0, ranges.hull(node.input(0)), "its size is computed from data")
@@ -408,3 +440,7 @@ def _if(node: Node, ranges: Ranges, _: dict[Value, Known]) -> Iterator[Decided]:
                 most = max(ranges.size(v, dim).high for v in values)
                 reason = "its branches have other sizes"
                 yield Decided(output, dim, Interval(0, most, True), reason)
+
+
+DECIDING: Collection[str] = _RULES.keys()
+"""Operators that can let data decide a dimension."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from polytool.cli.output import table, verdict
 from polytool.tensors import format_shape
-from polytool.text import shorten, table, verdict
 
 if TYPE_CHECKING:
     from polytool.comparators.comparison import Comparison, OutputResult, Pair
@@ -89,7 +89,7 @@ def _table_of(outputs: Sequence[OutputResult], width: int) -> str:
 
 def _row(output: OutputResult, width: int) -> list[str]:
     numbers = [_number(output.metrics.get(k)) for k in ("max_abs", "max_scaled", "rel_l2")]
-    name, kind = shorten(output.name, width), shorten(_type(output), width)
+    name, kind = _shorten(output.name, width), _shorten(_type(output), width)
     limit = _limit(output.judgement.tolerance)
     return [name, verdict(output.verdict), kind, *numbers, limit]
 
@@ -99,6 +99,13 @@ def _type(output: OutputResult) -> str:
     if not worst.dtypes[0]:
         return ""
     return f"{worst.dtypes[1]}{format_shape(worst.shapes[1])}"
+
+
+def _shorten(text: str, width: int) -> str:
+    if len(text) <= width:
+        return text
+    half = (width - 3) // 2
+    return f"{text[: width - 3 - half]}...{text[-half:]}"
 
 
 def _number(value: float | None) -> str:
@@ -127,7 +134,7 @@ def _sources(outputs: Sequence[OutputResult]) -> Iterator[str]:
     for output in outputs:
         source = output.judgement.tolerance.get("source")
         if source and source not in ("given", "exact"):
-            found.setdefault(source, []).append(shorten(output.name, 24))
+            found.setdefault(source, []).append(_shorten(output.name, 24))
     for source, names in found.items():
         whose = "" if len(found) == 1 else f" of {', '.join(names[:3])}"
         whose += " ..." if len(found) > 1 and len(names) > 3 else ""
