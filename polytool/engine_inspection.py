@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from polytool.backends.native.cuda.fallback import host_layers
 from polytool.backends.native.engine import Engine
 from polytool.backends.native.network import Network
 from polytool.files import StrPath
@@ -29,7 +30,11 @@ class EngineLayer:
 
 @dataclass(frozen=True)
 class EngineDescription:
-    """Everything that `inspect model` says of an engine."""
+    """Everything that `inspect model` says of an engine.
+
+    Attributes:
+        on_host: layers that a GPU leaves to the host, and why.
+    """
 
     path: str
     device: str
@@ -40,6 +45,7 @@ class EngineDescription:
     kinds: Mapping[str, int]
     weight_bytes: int
     devices: tuple[str, ...] = ()
+    on_host: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nodes(self) -> int:
@@ -71,6 +77,7 @@ def inspect_engine(path: StrPath) -> EngineDescription:
         kinds=dict(Counter(layer.kind for layer in layers).most_common()),
         weight_bytes=_weight_bytes(network),
         devices=tuple(replay.device for replay in engine.built_tactics()),
+        on_host=host_layers(network),
     )
 
 

@@ -137,6 +137,7 @@ class EmulatedDriver:
     Attributes:
         kernels: whether kernels run; otherwise they do nothing, and need no compiler.
         compiled: names of the kernels that were compiled.
+        requested: the kernels themselves.
     """
 
     def __init__(self, emulator: Emulator, *, sanitize: bool) -> None:
@@ -147,6 +148,7 @@ class EmulatedDriver:
         self.library.emulated_launched.restype = ctypes.c_char_p
         self.kernels = True
         self.compiled: list[str] = []
+        self.requested: list[Kernel] = []
         self.launched  # noqa: B018  (forgets what ran before)
 
     @property
@@ -166,6 +168,7 @@ class EmulatedDriver:
     def compile(self, kernel: Kernel, _: Any) -> bytes:
         """What takes NVRTC's place."""
         self.compiled.append(kernel.name)
+        self.requested.append(kernel)
         return (str(self.emulator.library(kernel)) if self.kernels else "nothing").encode() + b"\0"
 
     def forbid(self, start: int, size: int) -> None:

@@ -182,6 +182,7 @@ def engine_text(found: EngineDescription, show: Collection[str]) -> str:
         f"{found.path}: engine for {found.device}, {found.config.get('precision', '')}",
         f"{len(found.layers)} layers of {found.nodes} nodes, {size(found.weight_bytes)} of weights",
         *(f"tactics and kernels for {name}" for name in found.devices),
+        *(f"on the host under --device cuda: {n} ({why})" for n, why in found.on_host.items()),
         "",
         *_interface("inputs", found.inputs),
         *_interface("outputs", found.outputs),
@@ -210,6 +211,7 @@ def engine_facts(found: EngineDescription, show: Collection[str]) -> dict[str, A
         "kinds": found.kinds,
         "weight_bytes": found.weight_bytes,
         "devices": found.devices,
+        "on_host": dict(found.on_host),
     }
     if {"layers", "attrs"} & set(show):
         facts["layers"] = [

@@ -7,6 +7,7 @@ import pytest
 
 from polytool import NativeRunner
 from polytool.backends.native.cuda.buffers import View
+from polytool.backends.native.cuda.fallback import host_layers
 from polytool.backends.native.cuda.recorder import Recorder, storages
 from polytool.backends.native.shapes import ShapePass
 from polytool.errors import UnsupportedError
@@ -110,3 +111,14 @@ def test_what_has_no_kernel_is_refused_with_its_reason():
     )
     _, refused = record(proto, {"x": np.zeros((2, 3), np.float32)})
     assert refused == ["RandomNormalLike: RandomNormalLike has no GPU kernel"]
+
+
+def test_layers_for_the_host_are_known_without_a_device():
+    proto = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["" : 18]>
+        g (float[2,3] x) => (string[2,3] y, int64[1,N] z)
+        { h = Softmax(x) y = Cast<to=8>(h) g = NonZero(x) z = Gather(g, i) }"""
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), "i"))
+    network = NativeRunner(proto, device="cpu").engine.network
+    assert host_layers(network) == {"y": "strings and sequences live on the host"}

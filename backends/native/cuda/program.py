@@ -19,7 +19,8 @@ import numpy as np
 
 from polytool.backends.native.control import drive_bodies
 from polytool.backends.native.cuda import sequences
-from polytool.backends.native.cuda.recorder import expand, find_lowering, host_reads
+from polytool.backends.native.cuda.fallback import host_reason
+from polytool.backends.native.cuda.recorder import expand, host_reads
 from polytool.backends.native.cuda.stretch import Arena, Stretch
 from polytool.backends.native.cuda.tuning import Tuning
 from polytool.backends.native.cuda.values import DeviceValues
@@ -34,6 +35,7 @@ from polytool.errors import UnsupportedError
 from polytool.tensors import DType
 
 _KEPT_SHAPES = 8
+_KEPT_VALUES = 64  # of a line that reads values: a loop comes back to them at the next inference
 _HOST = Mode()
 _LOG = logging.getLogger(__name__)
 
@@ -217,20 +219,12 @@ class CudaProgram:
 
     def _single(self, layer: Layer) -> _Single | None:
         """The layer by itself, where it cannot be part of a line."""
+        reason = host_reason(layer)
+        if reason is not None:
+            return self._fallback(layer, reason)
         if layer.nodes[0].bodies:
-            try:
-                return self._control(layer)
-            except UnsupportedError as err:
-                return self._fallback(layer, str(err))
-        if sequences.handles(layer):
-            return self._sequence(layer)
-        on_host = layer.outputs and all(t.place == "host" for t in layer.outputs)
-        if find_lowering(layer) is None and not on_host:
-            return self._fallback(layer, f"{layer.nodes[0].op} has no GPU kernel")
-        tensors = [t for n in layer.nodes for t in (*n.reads(), *n.writes())]
-        if any(t.dtype is DType.STRING or t.container != "tensor" for t in tensors):
-            return self._fallback(layer, "strings and sequences live on the host")
-        return None
+            return self._control(layer)
+        return self._sequence(layer) if sequences.handles(layer) else None
 
     def _line(self, layers: list[Layer]) -> _Line:
         inputs = _inputs(layers)
@@ -251,7 +245,7 @@ class CudaProgram:
             if made is None:
                 return False
             known[key] = made
-            while len(known) > _KEPT_SHAPES:
+            while len(known) > (_KEPT_VALUES if item.read else _KEPT_SHAPES):
                 known.popitem(last=False)[1].close()
         known.move_to_end(key)
         if self._root.profiler is not None:
