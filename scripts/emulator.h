@@ -22,6 +22,7 @@ using std::min;
 #define __shared__ static
 #define __align__(n) __attribute__((aligned(n)))
 #define GLOBAL(name, threads) extern "C" void name
+#define GLOBAL_MANY(name, threads, blocks) extern "C" void name
 #define DYNAMIC_SHARED(name) unsigned char* name = emu::shared_base()
 
 struct uint2 { uint32_t x, y; } __attribute__((aligned(8)));

@@ -85,7 +85,7 @@ def test_wide_gemm_with_bias_residual_and_relu(run_plan, rng, tile, cluster, m, 
 
 
 @pytest.mark.parametrize("out", ["f2", "f4"])
-@pytest.mark.parametrize("tile", [(2, 256), (3, 192), (2, 128)], ids=str)
+@pytest.mark.parametrize("tile", [(2, 256, 1), (3, 192, 1), (2, 128, 1, 2)], ids=str)
 def test_wide_gemm_finishes_a_bias_in_registers(run_plan, rng, tile, out):
     m, n, k = 210, 264, 136
     a, b = rng.standard_normal((m, k)).astype("f2"), rng.standard_normal((n, k)).astype("f2")
@@ -97,7 +97,7 @@ def test_wide_gemm_finishes_a_bias_in_registers(run_plan, rng, tile, out):
         Step.of("Cast", 3, dtype=dtype),
     )
     epilogue = gemm.Epilogue(Tree((S, H), steps), ("column",))
-    plan = gemm_wide.WideGemm(H, epilogue, *tile, 1).plan(gemm.Matrix(m, n, k), 2)
+    plan = gemm_wide.WideGemm(H, epilogue, *tile).plan(gemm.Matrix(m, n, k), 2)
     run_plan(plan, [a, b, bias, result])
     reference = np.maximum(a.astype("f8") @ b.T.astype("f8") + bias, 0)
     assert error(result, reference) < (3e-4 if out == "f2" else 1e-6)

@@ -11,7 +11,7 @@ from polytool.backends.native.cuda.epilogues import (
 from polytool.backends.native.cuda.library import attention_request
 from polytool.backends.native.cuda.recorder import Recorder, lowering
 from polytool.backends.native.kernels import attention as attention_kernels
-from polytool.backends.native.kernels.gemm import SHARED_LIMIT
+from polytool.backends.native.kernels.source import SHARED_LIMIT
 from polytool.backends.native.network import Layer
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from polytool.backends.native.kernels.source import (
     C_TYPES,
+    SHARED_LIMIT,
     Buffer,
     Call,
     Kernel,
@@ -118,6 +119,14 @@ class Attention:
         parts = rows * key_warps * 32 * (self.head // 2 + 4) * 4
         return max(tiles, parts if key_warps > 1 else 0)
 
+    @property
+    def blocks(self) -> int:
+        """Blocks that a multiprocessor should hold: as registers and shared memory allow."""
+        rows, key_warps, tile = self.form
+        registers = self.head * 3 // 4 + tile // key_warps // 2 + 40  # results, queries, scores
+        by_registers = 65536 // (32 * rows * key_warps * registers)
+        return max(1, min(by_registers, SHARED_LIMIT // (self.shared(tile) + 1024), 8))
+
     @cached_property
     def kernel(self) -> Kernel:
         """The kernel, for every shape."""
@@ -133,6 +142,7 @@ class Attention:
             "BC": self.form[2],
             "MASK_ROWS": int(self.mask_rows),
             "MASK_PAIRS": int(self.mask_pairs),
+            "BLOCKS": self.blocks,
             "CAUSAL": int(self.causal),
             "MASK": 0 if self.mask is None else 2 if self.mask is DType.BOOL else 1,
             "T_MASK": C_TYPES[self.mask or DType.FLOAT],

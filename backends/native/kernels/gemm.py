@@ -14,6 +14,7 @@ from functools import cached_property
 from polytool.backends.native.kernels.expr import Tree, emit
 from polytool.backends.native.kernels.source import (
     C_TYPES,
+    SHARED_LIMIT,
     Argument,
     Buffer,
     Call,
@@ -32,7 +33,6 @@ _MMA = {
     DType.FLOAT: ("mma_tf32", "float"),
     DType.INT8: ("mma_int8", "int"),
 }
-SHARED_LIMIT = 227 * 1024
 
 
 @dataclass(frozen=True)

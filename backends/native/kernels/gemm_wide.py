@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from polytool.backends.native.kernels.gemm import (
-    SHARED_LIMIT,
     Epilogue,
     Matrix,
     group_product,
@@ -15,6 +14,7 @@ from polytool.backends.native.kernels.gemm import (
 )
 from polytool.backends.native.kernels.source import (
     C_TYPES,
+    SHARED_LIMIT,
     Argument,
     Buffer,
     Call,
@@ -26,7 +26,7 @@ from polytool.backends.native.kernels.source import (
 )
 from polytool.tensors import DType
 
-_STAGING = 4 * 16 * 40 * 4  # bytes of a warpgroup
+_RESERVED = 1024  # bytes of shared memory that each block costs besides its own
 TILES = ((2, 256), (3, 192), (2, 192), (3, 128), (2, 128))
 """Candidates: warpgroups of 64 rows, columns."""
 CLUSTERS = (2, 1)
@@ -49,6 +49,8 @@ class WideGemm:
         groups: warpgroups that multiply, 64 rows of the tile each.
         columns: of the tile.
         cluster: blocks that share B.
+        blocks: on a multiprocessor; two for tiles of 128 x 128 whose epilogue has no operand that
+            lies like the output.
     """
 
     dtype: DType
@@ -56,11 +58,12 @@ class WideGemm:
     groups: int = 2
     columns: int = 256
     cluster: int = 2
+    blocks: int = 1
 
     @property
     def threads(self) -> int:
-        """Of a block: one warpgroup fetches."""
-        return 128 * (self.groups + 1)
+        """Of a block: those that multiply, and a warpgroup, or a warp, that fetches."""
+        return 128 * self.groups + (128 if self.blocks == 1 else 32)
 
     @property
     def rows(self) -> int:
@@ -68,15 +71,20 @@ class WideGemm:
         return 64 * self.groups
 
     @property
+    def _staging(self) -> int:
+        """Bytes through which results are stored."""
+        return self.groups * 4 * 16 * (40 if self.blocks == 1 else 20) * 4
+
+    @property
     def stages(self) -> int:
         """Slices of k in flight, as many as shared memory holds."""
-        room = SHARED_LIMIT - self.groups * _STAGING - 128
+        room = (SHARED_LIMIT + _RESERVED) // self.blocks - _RESERVED - self._staging - 128
         return min(8, room // ((self.rows + self.columns) * 128))
 
     @property
     def shared(self) -> int:
         """Bytes of dynamic shared memory."""
-        return self.stages * ((self.rows + self.columns) * 128 + 16) + self.groups * _STAGING
+        return self.stages * ((self.rows + self.columns) * 128 + 16) + self._staging
 
     @cached_property
     def kernel(self) -> Kernel:
@@ -90,9 +98,10 @@ class WideGemm:
             "BN": self.columns,
             "STAGES": self.stages,
             "CLUSTER": self.cluster,
+            "BLOCKS": self.blocks,
             "VEC": 8,
         }
-        alone = not {"full", "row"} & set(self.epilogue.operands)
+        alone = in_registers(self.epilogue)
         code = self.epilogue.register_code() if alone else self.epilogue.code(8, 0, staged=False)
         code += "\n"
         code += group_product(self.dtype, self.columns)
@@ -122,10 +131,16 @@ class WideGemm:
             shape,
             *(Buffer(2 + i) for i in range(extra)),
         )
-        blocks = min(tiles, multiprocessors // self.cluster) * self.cluster
+        blocks = min(tiles, self.blocks * multiprocessors // self.cluster) * self.cluster
         grid, block = (1, 1, blocks), (self.threads, 1, 1)
         call = Call(self.kernel, grid, block, args, self.shared, self.cluster)
-        return Plan((call,), name=f"gemm_wide {self.rows}x{self.columns} cluster{self.cluster}")
+        name = f"gemm_wide {self.rows}x{self.columns} cluster{self.cluster}"
+        return Plan((call,), name=name if self.blocks == 1 else f"{name} blocks{self.blocks}")
+
+
+def in_registers(epilogue: Epilogue) -> bool:
+    """Whether sums are finished where they are: no operand lies like the output."""
+    return not {"full", "row"} & set(epilogue.operands)
 
 
 def candidates(dtype: DType, epilogue: Epilogue, problem: Matrix) -> list[WideGemm]:
@@ -135,4 +150,7 @@ def candidates(dtype: DType, epilogue: Epilogue, problem: Matrix) -> list[WideGe
     fits = fits and vector_width(problem.n, types) == 8 and problem.m >= 512 and problem.n >= 128
     if not fits or dtype not in (DType.FLOAT16, DType.BFLOAT16, DType.INT8):
         return []
-    return [WideGemm(dtype, epilogue, g, n, c) for g, n in TILES for c in CLUSTERS]
+    found = [WideGemm(dtype, epilogue, g, n, c) for g, n in TILES for c in CLUSTERS]
+    if in_registers(epilogue):
+        found += [WideGemm(dtype, epilogue, 2, 128, c, 2) for c in CLUSTERS]
+    return found

@@ -44,6 +44,8 @@ SMALL_INTEGERS = frozenset({DType.INT4, DType.UINT4, DType.INT2, DType.UINT2})
 SMALL_FLOATS = frozenset(
     d for d in C_TYPES if d.is_float and d.label.startswith(("float8", "float6", "float4"))
 )
+SHARED_LIMIT = 227 * 1024
+"""Bytes of dynamic shared memory that a block may have."""
 UNSIGNED = {1: DType.UINT8, 2: DType.UINT16, 4: DType.UINT32, 8: DType.UINT64}
 """The type that moves elements of so many bytes."""
 

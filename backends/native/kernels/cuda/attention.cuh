@@ -4,7 +4,7 @@
 // keys and combine at the end. All tensors are addressed by batch, head and row strides, so packed
 // QKV needs no transposes. The scale is positive. Macros: T (half_t or bfloat_t), PACK, MMA, HEAD (size of a head),
 // ROW_WARPS, KEY_WARPS, BC (keys a tile), CAUSAL, MASK (0 none, 1 additive, 2 boolean), T_MASK,
-// MASK_ROWS (0: one row of the mask serves all queries), MASK_PAIRS (1: its columns lie side by side in
+// BLOCKS (on a multiprocessor), MASK_ROWS (0: one row of the mask serves all queries), MASK_PAIRS (1: its columns lie side by side in
 // aligned pairs).
 
 struct attention_shape {
@@ -43,7 +43,7 @@ template <int ROWS> DEVICE void load_tile(T* tile, const T* from, i64 row_stride
     }
 }
 
-GLOBAL(KERNEL, THREADS)(const T* q, const T* k, const T* v, T* o, attention_shape g
+GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const T* q, const T* k, const T* v, T* o, attention_shape g
 #if MASK
     , const T_MASK* mask
 #endif

@@ -2,22 +2,29 @@
 // tiles. One warp fetches boxes by descriptor, GROUPS warpgroups multiply 64 rows each; the blocks of a
 // cluster take neighbouring rows of tiles and share B, each fetching its part for all.
 //
-// Macros: T_IN, T_OUT, ACC, MMA, GROUPS (2 or 3), BN, STAGES, CLUSTER, VEC (8).
+// Macros: T_IN, T_OUT, ACC, MMA, GROUPS (2 or 3), BN, STAGES, CLUSTER, VEC (8), BLOCKS (on a
+// multiprocessor: with two, one finishes a tile while the other multiplies).
 struct wide_shape { int m, n, slices, groups_m, tiles; i64 ldd; };
 
 #define BM (GROUPS * 64)
-#define THREADS ((GROUPS + 1) * 128)
+// warpgroups that multiply, then one that fetches; with two blocks only one warp of it
+#define THREADS (GROUPS * 128 + (BLOCKS == 1 ? 128 : 32))
 #define BK (128 / (int)sizeof(T_IN))
 #define STAGE_BYTES ((BM + BN) * 128)
-#define PITCH 40
+// a warp's rows on their way out, in vectors of 16 bytes
+#define PITCH (BLOCKS == 1 ? 40 : 20)
 #define STAGING (16 * PITCH)
-// a warp's rows on their way out: 128 bytes each, in vectors of 16 bytes
-#define PART (BN < 128 / (int)sizeof(T_OUT) ? BN : 128 / (int)sizeof(T_OUT) < 64 ? 128 / (int)sizeof(T_OUT) : 64)
+#define ROW_BYTES (BLOCKS == 1 ? 128 : 64)
+#define PART (ROW_BYTES / (int)sizeof(T_OUT) < 64 ? ROW_BYTES / (int)sizeof(T_OUT) : 64)
 #define WIDE (16 / (int)sizeof(T_OUT) < 8 ? 16 / (int)sizeof(T_OUT) : 8)
 #define PER_ROW (PART / WIDE)
 #define ROW_PITCH (PART + WIDE)
 
-GLOBAL(KERNEL, THREADS)(const __grid_constant__ tensor_map a, const __grid_constant__ tensor_map b, T_OUT* d, wide_shape g EPILOGUE_PARAMS) {
+// registers of those that fetch and those that multiply
+#define FEW (GROUPS == 2 ? 40 : 32)
+#define MANY (GROUPS == 2 ? 232 : 160)
+
+GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const __grid_constant__ tensor_map b, T_OUT* d, wide_shape g EPILOGUE_PARAMS) {
     DYNAMIC_SHARED(shared);
     release_successor();
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
@@ -36,9 +43,9 @@ GLOBAL(KERNEL, THREADS)(const __grid_constant__ tensor_map a, const __grid_const
     __syncthreads();
     if (CLUSTER > 1) cluster_sync();
 
-    if (warp < 4) {
-        fewer_registers<(GROUPS == 2 ? 40 : 32)>();
-        if (tid == 0) {
+    if (warp >= GROUPS * 4) {
+        if (BLOCKS == 1) fewer_registers<FEW>();
+        if (tid == GROUPS * 128) {
             wait_predecessor();
             u32 count = 0;
             for (int t = first; t < g.tiles; t += step) {
@@ -55,9 +62,9 @@ GLOBAL(KERNEL, THREADS)(const __grid_constant__ tensor_map a, const __grid_const
         }
         __syncwarp();
     } else {
-        more_registers<(GROUPS == 2 ? 232 : 160)>();
-        const int group = warp / 4 - 1;
-        float* own = staging + (warp - 4) * STAGING;
+        if (BLOCKS == 1) more_registers<MANY>();
+        const int group = warp / 4;
+        float* own = staging + warp * STAGING;
         u32 count = 0;
         wait_predecessor();
         for (int t = first; t < g.tiles; t += step) {

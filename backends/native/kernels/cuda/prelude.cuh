@@ -3,6 +3,8 @@
 #define DEVICE __device__ __forceinline__
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 #define GLOBAL(name, threads) extern "C" __global__ void __launch_bounds__(threads) name
+// so many blocks a multiprocessor
+#define GLOBAL_MANY(name, threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks) name
 #define INFINITY __int_as_float(0x7f800000)
 #define NAN __int_as_float(0x7fffffff)
 #endif
