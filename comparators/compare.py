@@ -21,6 +21,7 @@ from polytool.comparators.tolerances import (
     Criteria,
     Floor,
     Named,
+    OfScale,
     criteria_of,
     floor_of,
     precisions_of,
@@ -58,7 +59,8 @@ def compare(
         criteria: everything that can be asked, in place of the three arguments above.
         response: measures the model's own response to noise; called only when the floor of the
             default rule fails, and then with 1, and perhaps with 10 times the noise.
-        grains: by output name, the absolute error that the operator which makes it may have.
+        grains: by output name, the absolute error that the operator which makes it may have, or
+            one relative to the largest value as `tolerances.OfScale`.
 
     Raises:
         UsageError: an argument has no meaning, or names no output.
@@ -240,8 +242,9 @@ class _Output:
             return Finding(Judgement("agree", "absent on both sides"), path=leaf.path)
         dtypes = dtype_of(leaf.a), dtype_of(leaf.r)
         errors = self._measure(fitted)
+        grain = self.grain * (errors.scale if isinstance(self.grain, OfScale) else 1.0)
         judgement = judge(
-            errors, criteria, self.name, self._floor(dtypes), self.grain,
+            errors, criteria, self.name, self._floor(dtypes), grain,
             lambda times: self.responses.react(self.name, self.index, fitted, times),
         )  # fmt: skip
         if not errors.count and judgement.verdict == "agree":

@@ -168,6 +168,14 @@ class Comparison:
     pairs: tuple[Pair, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """The verdict and a table, as `polytool run` prints them, without colours."""
+        import click
+
+        from polytool.comparators.comparison_text import describe
+
+        return click.unstyle(describe(self))
+
     @property
     def verdict(self) -> str:
         """`differ` if any pair does, else `not_compared` if any was not, else `agree`."""

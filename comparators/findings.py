@@ -7,6 +7,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 BROKEN, SUSPICIOUS, EXPECTED = "broken", "suspicious", "expected"
+CAUSES = (
+    "overflow",  # exact values beyond the largest number of the type, stored or on the way
+    "underflow",  # exact values below the smallest normal number of the type
+    "not finite",  # NaN or Inf that no range explains
+    "cancellation",  # rounding of the inputs, amplified
+    "operands",  # inputs rounded to a smaller type than the layer's
+    "accumulation",  # a sum that loses bits
+    "quantisation",  # a wrong scale, zero point or rounding to integers
+    "decision",  # a discrete decision that fell otherwise
+    "wrong kernel",  # other values, other places, another computation
+    "operator",  # our operator differs from ONNX Runtime's
+    "race",  # other bits when nobody observes
+)
 _ORDER = {BROKEN: 0, SUSPICIOUS: 1, EXPECTED: 2}
 
 
@@ -66,6 +79,7 @@ class Finding:
         reproducer: the command or file that reproduces this layer alone, once it exists.
         inputs: the ONNX tensors that it was judged on.
         patterns: the names by which the runner knows its nodes, as `layer_precisions` takes them.
+        operators: the ONNX operators between its inputs and what it stores.
         position: place in execution order.
     """
 
@@ -91,6 +105,13 @@ class Finding:
     reproducer: str | None = None
     inputs: tuple[str, ...] = ()
     patterns: tuple[str, ...] = ()
+    operators: tuple[str, ...] = ()
+
+    @property
+    def cause(self) -> str | None:
+        """The kind of reason, one of `reasons.CAUSES`; None for a layer that is as it should be."""
+        cause, colon, _ = self.reason.partition(":")
+        return cause if colon and cause in CAUSES else None
 
     @property
     def rank(self) -> tuple[int, float, int]:
@@ -105,8 +126,9 @@ class Finding:
     def racing(self) -> Finding:
         """The same row of a layer that computes other bits when nobody observes it."""
         reason = (
-            "race: unobserved, it stores other bits than layer by layer: it reads before its "
-            "inputs are written, is not run at all, or reads what nothing has stored"
+            "race: the same inputs give other bits, from run to run or where no layer waits for "
+            "another: it reads before its inputs are written, is not run at all, or reads what "
+            "nothing has stored"
         )
         return replace(self, verdict=BROKEN, excess=None, reason=reason)
 
@@ -126,6 +148,7 @@ class Finding:
             "contribution": _number(self.contribution),
             "verdict": self.verdict,
             "reason": self.reason,
+            "cause": self.cause,
             "iteration": self.iteration,
             "mean_own_error": _number(self.mean_own_error),
             "flips": self.flips,

@@ -13,6 +13,7 @@ import numpy as np
 from polytool.backends.base import LayerOracle, Tap
 from polytool.comparators import budget as budgets
 from polytool.comparators.findings import EXPECTED, Finding, Range
+from polytool.comparators.operands import rounded_operands
 from polytool.comparators.reasons import value_range, why, why_not_finite
 from polytool.comparators.slices import Slice
 from polytool.tensors import DType
@@ -65,6 +66,7 @@ class Judgement:
             nodes=slice_.nodes,
             inputs=slice_.inputs,
             patterns=tap.nodes,
+            operators=slice_.operators,
             tensors=(tap.tensor,),
             own_error=self.own,
             total_error=self.total,
@@ -155,12 +157,12 @@ def _uncomparable(value: Any, alone: Any, where: str) -> Judgement:
     """Sequences, strings and shapes: equal or not."""
     shapes = np.shape(value), np.shape(alone)
     if isinstance(value, np.ndarray) and isinstance(alone, np.ndarray) and shapes[0] != shapes[1]:
-        reason = f"the shape is {list(shapes[0])}, the model's is {list(shapes[1])}"
+        reason = f"wrong kernel: the shape is {list(shapes[0])}, the model's is {list(shapes[1])}"
         return Judgement(None, None, None, 0.0, None, 0.0, "broken", reason, where)
     same = bool(np.all(np.asarray(value, dtype=object) == np.asarray(alone, dtype=object)))
     if isinstance(value, list):
         same = len(value) == len(alone)
-    reason = "equal" if same else "differs from the model's"
+    reason = "equal" if same else "wrong kernel: differs from the model's"
     error = 0.0 if same else None
     return Judgement(
         error, None, None, 0.0, error, 0.0, "expected" if same else "broken", reason, where
@@ -200,7 +202,12 @@ def _judge_discrete(
     if not flips:
         reason = "decides differently only where rounding of its inputs decides"
         return Judgement(share, total, total, 0.01, 1.0, 1.0, EXPECTED, reason, where)
-    reason = f"a discrete decision flipped in {flips} of {value.size} values, by up to {steps:.4g}"
+    reason = f"decision: flipped in {flips} of {value.size} values, by up to {steps:.4g}"
+    if any("Quantize" in op for op in slice_.operators):
+        reason = (
+            f"quantisation: {flips} of {value.size} values are off by up to {steps:.4g} steps: a "
+            f"wrong scale, zero point or rounding"
+        )
     excess = 4.0 * share / 0.01
     return Judgement(
         share, total, None, 0.01, excess, 1.0, budgets.verdict(excess), reason, where, flips=flips
@@ -274,6 +281,8 @@ def _judge_floats(
     if not both.all():
         engine, right = np.where(both, engine, 0.0), np.where(both, right, 0.0)
     reason = why(engine, right, values, dtype, condition, excess, slice_.operators)
+    if verdict != EXPECTED and reason.startswith(("accumulation", "wrong kernel")):
+        reason = rounded_operands(oracle, tap.tensor, given, engine, right) or reason
     found = Judgement(
         own, total, inherited, allowed, excess, condition, verdict, reason, where, values
     )

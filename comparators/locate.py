@@ -22,11 +22,13 @@ from polytool.backends.base import Feeds, LayerOracle, Observable, Tap
 from polytool.collection import paused_collection
 from polytool.comparators.findings import BROKEN, EXPECTED, SUSPICIOUS, Finding, Location
 from polytool.comparators.judge import NOTHING_FINITE, Judgement, judge, relative_l2
-from polytool.comparators.races import find_race, same_bits
+from polytool.comparators.races import find_race, find_unsteady, same_bits
+from polytool.comparators.second_opinion import with_second_opinion
 from polytool.comparators.slices import Slice, plan_slices
 from polytool.errors import UsageError
 
 Progress = Callable[[str], None]
+SecondOracle = Callable[[], tuple[LayerOracle, tuple[str, str]] | None]
 _CONTRIBUTIONS = 3
 
 
@@ -38,6 +40,7 @@ def locate(
     reference: Mapping[str, Any] | None = None,
     contributions: int = _CONTRIBUTIONS,
     everywhere: bool = False,
+    second: SecondOracle | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Location:
@@ -51,6 +54,8 @@ def locate(
         contributions: for how many layers to measure what they do to the outputs.
         everywhere: measure that of the layers with the largest own errors, sound ones too, and
             not of the broken and suspicious ones only.
+        second: makes another layer oracle, which is asked about layers that are blamed, and says
+            what both oracles are called; it may return None.
         seed: of the noise that conditions are measured with.
         progress: called with a line of text now and then.
 
@@ -68,6 +73,12 @@ def locate(
         findings = walk.findings()
         chosen = _to_measure(findings, contributions, everywhere)
         measured = _with_contributions(walk, oracle, findings, chosen)
+        if second is not None and any(f.verdict != EXPECTED for f in measured):
+            asked = second()
+            if asked is not None:
+                other, names = asked
+                oracles = oracle, other
+                measured = with_second_opinion(measured, runner, walk.samples, oracles, names)
         outputs = walk.output_errors(reference)
     return Location(
         _verdict(walk, measured), tuple(measured), outputs, walk.not_checked(), runner.settings
@@ -111,6 +122,8 @@ class _Walk:
                 self.moved.append(f"output {name!r} of sample {number} changes between runs")
         if self.race is None:
             self.race = find_race(self.runner, self.taps, self.slices, feed)
+        if self.race is None and self.moved:
+            self.race = find_unsteady(self.runner, self.taps, self.slices, feed)
         self.outputs.append(observed)
         for name, value in observed.items():
             if name in state.exact and isinstance(value, np.ndarray):

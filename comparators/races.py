@@ -8,6 +8,7 @@ they hold is compared, bit by bit, with what observing sees there.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 
 from polytool.backends.base import Feeds, Observable, Tap
 from polytool.comparators.slices import Slice
+
+_RUNS = 4
 
 
 def find_race(
@@ -38,6 +41,29 @@ def find_race(
         else:
             right = middle
     return _origin(runner, taps, slices, feed, places, flat[found])
+
+
+def find_unsteady(
+    runner: Observable, taps: Sequence[Tap], slices: Mapping[int, Slice], feed: Feeds
+) -> int | None:
+    """The first of `taps`, by its place, that changes from one observed run to the next.
+
+    None where all are the same in a few runs.
+    """
+    places = {taps[i].tensor: i for i in slices if not taps[i].depth}
+    first: dict[int, int] = {}
+    changed: set[int] = set()
+    for _ in range(_RUNS):
+
+        def look(tap: Tap, value: Any) -> None:
+            place = places.get(tap.tensor)
+            if place is not None and isinstance(value, np.ndarray) and value.dtype != object:
+                digest = zlib.crc32(value.tobytes())
+                if first.setdefault(place, digest) != digest:
+                    changed.add(place)
+
+        runner.infer(feed, observe=look)
+    return min(changed, default=None)
 
 
 def _origin(

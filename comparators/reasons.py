@@ -1,4 +1,7 @@
-"""Why a layer is wrong, read off the error itself."""
+"""Why a layer is wrong, read off the error itself.
+
+A reason is a sentence that begins with its cause and a colon; `findings.CAUSES` lists them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,17 @@ from polytool.tensors import DType
 
 Array = np.ndarray[Any, Any]
 
+_SUMS = frozenset(
+    {"Attention", "AveragePool", "Conv", "ConvInteger", "ConvTranspose", "CumSum", "Einsum"}
+    | {"FusedMatMul", "GRU", "Gemm", "GlobalAveragePool", "LSTM", "MatMul", "MatMulInteger"}
+    | {"RNN", "LayerNormalization", "GroupNormalization", "InstanceNormalization", "Softmax"}
+    | {"LogSoftmax", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMean", "ReduceSum"}
+    | {"ReduceSumSquare", "RMSNormalization", "SkipLayerNormalization"}
+)
+_GRIDS = {11: "float16 or tf32", 8: "bfloat16", 4: "float8 e4m3", 3: "float8 e5m2"}
+_ROUNDING_RMS = 0.41  # of a unit of roundoff
+_SEVERAL = 2.0  # times the error of one rounding
+_GROSS = 3.0  # bits that are right, below which no rounding is to blame
 _SUBNORMAL_SHARE = 0.1
 _CONDITION = 50.0
 _CONCENTRATED = 0.9
@@ -47,11 +61,12 @@ def why_not_finite(engine: Array, exact: Array, values: Range, dtype: DType | No
         )
     if np.isnan(engine[wrong]).any():
         return (
-            f"NaN in {count} although the exact values are finite (largest {values.absmax:.4g}): "
+            f"not finite: NaN in {count} although the exact values are (largest "
+            f"{values.absmax:.4g}): "
             f"an intermediate value overflows, or 0/0 or Inf-Inf inside the layer"
         )
     return (
-        f"overflow inside the layer: {count} are Inf although the exact values reach only "
+        f"overflow: inside the layer, for {count} are Inf although the exact values reach only "
         f"{values.absmax:.4g}"
     )
 
@@ -77,20 +92,38 @@ def why(
         return f"overflow: the exact values reach {values.absmax:.4g}, {label} ends at {limit:.5g}"
     if values.subnormal > _SUBNORMAL_SHARE:
         return f"underflow: {values.subnormal:.0%} of the values are below {label}'s normal range"
+    quantises = any("Quantize" in op for op in operators)
     for look in (_misplaced, _scaled, _localised):
         found = look(engine, exact, error)
         if found:
-            return found
+            return f"{'quantisation' if quantises else 'wrong kernel'}: {found}"
     coarse = _coarser_grid(engine, dtype)
-    if coarse:
-        return coarse
+    if coarse is not None:
+        return _on_a_grid(error, exact, coarse, operators)
+    return _lost_bits(error, exact, dtype, operators, quantises=quantises)
+
+
+def _lost_bits(
+    error: Array,
+    exact: Array,
+    dtype: DType | None,
+    operators: tuple[str, ...],
+    *,
+    quantises: bool,
+) -> str:
+    """What is left to say where the error has no shape of its own."""
     bits = -np.log2(np.linalg.norm(error) / np.linalg.norm(exact) / 0.41)
     named = tuple(dict.fromkeys(op for op in operators if op not in _MOVES)) or operators
     done = "+".join(named[:4]) or "the layer"
-    return (
-        f"{done} keeps about {bits:.0f} bits where {_bits(dtype)} are expected: reduced operands "
-        f"or accumulation, or another computation than the model's"
-    )
+    if bits < _GROSS:
+        share = np.linalg.norm(error) / np.linalg.norm(exact)
+        return f"wrong kernel: {done} computes something else; the error is {share:.2g} of the size"
+    kept = f"{done} keeps about {bits:.0f} bits where {_bits(dtype)} are expected"
+    if quantises:
+        return f"quantisation: {kept}: a wrong scale, zero point or rounding"
+    if _SUMS.intersection(operators):
+        return f"accumulation: {kept}: partial sums or weights in a smaller type"
+    return f"wrong kernel: {kept}: an approximation, or a smaller type inside"
 
 
 def _bits(dtype: DType | None) -> str:
@@ -147,8 +180,8 @@ def _localised(engine: Array, exact: Array, error: Array) -> str | None:
     return None
 
 
-def _coarser_grid(engine: Array, dtype: DType | None) -> str | None:
-    """Values that lie on the grid of a smaller type than the one they are stored in."""
+def _coarser_grid(engine: Array, dtype: DType | None) -> int | None:
+    """The significant bits of the values, where they are fewer than their type has."""
     if dtype not in (DType.FLOAT, DType.FLOAT16):
         return None
     bits = engine.astype(np.float32).view(np.uint32)
@@ -156,10 +189,16 @@ def _coarser_grid(engine: Array, dtype: DType | None) -> str | None:
     if bits.size < 16:
         return None
     used = int(np.bitwise_or.reduce(bits)) | 1 << 23
-    kept = 24 - (used & -used).bit_length()
-    full = 23 if dtype is DType.FLOAT else 10
-    if kept + 1 < full:
-        names = {10: "float16 or tf32", 7: "bfloat16", 3: "float8 e4m3", 2: "float8 e5m2"}
-        grid = names.get(kept, f"{kept + 1}-bit")
-        return f"every stored value lies on the {grid} grid: the layer rounds to {kept + 1} bits"
-    return None
+    kept = 25 - (used & -used).bit_length()
+    return kept if kept < (23 if dtype is DType.FLOAT else 10) else None
+
+
+def _on_a_grid(error: Array, exact: Array, kept: int, operators: tuple[str, ...]) -> str:
+    """Rounded to few bits once, at the end, or in every partial sum."""
+    grid = _GRIDS.get(kept, f"{kept}-bit")
+    once = _ROUNDING_RMS * 2.0**-kept * np.linalg.norm(exact)
+    if _SUMS.intersection(operators) and np.linalg.norm(error) > _SEVERAL * once:
+        return f"accumulation: partial sums are rounded to the {grid} grid"
+    return (
+        f"wrong kernel: every stored value lies on the {grid} grid: the layer rounds to {kept} bits"
+    )

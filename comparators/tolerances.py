@@ -30,6 +30,10 @@ UNSTABLE_SPREAD = 3.0  # single values and counts scatter more than norms do
 SMALL_SLICE = 0.01  # of the root mean square of the whole: below, rounding of the rest shows
 
 
+class OfScale(float):
+    """A grain, as `compare` takes it, in units of the largest value in place of an absolute one."""
+
+
 @dataclass(frozen=True)
 class Floor:
     """What rounding alone may do, relative to scale.

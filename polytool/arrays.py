@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import onnx
 
 Array = np.ndarray[Any, Any]
+MAX_RANK, MAX_SIZE = 64, 1 << 59  # what NumPy can count; empty arrays too
 
 # The typed field in which each type lies when it is not in raw_data; int32_data for all others.
 _FLOAT_DATA = {DType.FLOAT, DType.COMPLEX64}
@@ -46,11 +47,13 @@ def shape_of(tensor: onnx.TensorProto) -> tuple[int, ...]:
     """The dimensions, all of them >= 0.
 
     Raises:
-        ModelError: a dimension is negative.
+        ModelError: a dimension is negative, or there are more than an array can have.
     """
     shape = tuple(tensor.dims)
     if any(d < 0 for d in shape):
         raise ModelError(f"{label(tensor)} has a negative dimension: {list(shape)}")
+    if len(shape) > MAX_RANK or math.prod(max(d, 1) for d in shape) > MAX_SIZE:
+        raise ModelError(f"{label(tensor)} has impossible dimensions: {list(shape)}")
     return shape
 
 

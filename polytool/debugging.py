@@ -71,6 +71,7 @@ def locate(
         reference=reference,
         contributions=_MEASURED if targets else 3,
         everywhere=bool(targets),
+        second=lambda: second_judge(source, against),
         progress=progress,
     )
     if reproducer is not None:
@@ -108,6 +109,23 @@ def judge_of(
     if not runs or not len(runs[0]):
         raise UsageError(f"{os.fspath(against)!r} holds no results to compare with")
     return NativeOracle(model), dict(runs[0][0])
+
+
+def second_judge(
+    model: Model, against: str | os.PathLike[str]
+) -> tuple[LayerOracle, tuple[str, str]] | None:
+    """Another layer oracle with operators of its own, and the names of both; None without one."""
+    import importlib.util
+
+    if against == "onnxrt":
+        from polytool.backends.native.oracle import NativeOracle
+
+        return NativeOracle(model), ("ONNX Runtime", "polytool")
+    if Path(against).suffix == ".onnx" or importlib.util.find_spec("onnxruntime") is None:
+        return None
+    from polytool.backends.onnxrt.oracle import OnnxrtOracle
+
+    return OnnxrtOracle(model), ("polytool", "ONNX Runtime")
 
 
 def _search(

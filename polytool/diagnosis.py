@@ -46,7 +46,7 @@ def _culprit(finding: Finding) -> str:
         ("first broken", click.style(_nodes(finding, 4), bold=True)),
         ("tensor", f"{', '.join(finding.tensors)} ({finding.dtype})"),
         ("why", finding.reason),
-        ("own error", f"{_error(finding.own_error)}, {_times(finding.excess)} what is expected"),
+        ("own error", _own(finding)),
         ("sample", finding.iteration),
     ]
     if finding.contribution is not None:
@@ -55,8 +55,18 @@ def _culprit(finding: Finding) -> str:
         from polytool.reproducers import command
 
         rows.append(("reproduce", command(finding)))
+    else:
+        rows.append(("reproduce", "--reproducer DIR saves this layer with its inputs"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)
+
+
+def _own(finding: Finding) -> str:
+    if finding.own_error is None:
+        return "not finite"
+    if finding.excess is None:
+        return _error(finding.own_error)
+    return f"{_error(finding.own_error)}, {_times(finding.excess)} what is expected"
 
 
 def _ranking(found: Location, top: int) -> str:

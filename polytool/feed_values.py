@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from polytool.arrays import MAX_RANK
 from polytool.errors import UsageError
 from polytool.feed_meaning import Meanings, Use
 from polytool.feed_shapes import Sizes, is_lengths, resolve_shapes
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 Range = tuple[float, float]
 Draw = Callable[[np.random.Generator], Any]
 
-_MAX_RANK = 64  # NumPy's
 _MAX_ELEMENTS = 1 << 44
 _MASK = re.compile(r"mask", re.I)
 _POSITIONS = re.compile(r"pos(ition)?_?ids?$", re.I)
@@ -82,7 +82,7 @@ def plan_inputs(
     """Choose shape and values of every input; see `polytool.feeds.make_feeds`."""
     sizes = resolve_shapes(inputs, shapes)
     for name, shape in sizes.items():
-        if len(shape) > _MAX_RANK or math.prod(shape) > _MAX_ELEMENTS:
+        if len(shape) > MAX_RANK or math.prod(max(d, 1) for d in shape) > _MAX_ELEMENTS:
             raise UsageError(
                 f"input {name!r} of shape {list(shape)} is too large to be made: give a smaller "
                 f"shape with --input-shapes"

@@ -1,13 +1,16 @@
 """How coarsely an operator computes a model's outputs, where that is coarser than its values.
 
 A Sigmoid of -16 is 1e-7; implementations compute it as a fraction of 1 and are off by as much. So
-an output made by Sigmoid cannot be told apart below 2^-22, however small its values are.
+an output made by Sigmoid cannot be told apart below 2^-22, however small its values are. One made
+by x * Sigmoid(x), or another product with a Sigmoid, cannot below 2^-22 of its largest values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
+
+from polytool.comparators.tolerances import OfScale
 
 if TYPE_CHECKING:
     import onnx
@@ -21,7 +24,8 @@ _FIRST = {
     "Split", "Clip", "ReduceMax", "ReduceMin", "ReduceMean", "MaxPool", "AveragePool",
     "GlobalAveragePool", "TopK", "Pad", "Expand",
 }  # fmt: skip
-_ALL = {"Concat", "Mul", "Max", "Min", "SequenceConstruct"}
+_ALL = {"Concat", "Max", "Min", "SequenceConstruct"}
+_NOT, _PRODUCT, _FRACTION = range(3)  # holds no Sigmoids, products with them, Sigmoids
 
 
 def output_grains(model: Source) -> dict[str, float]:
@@ -30,7 +34,9 @@ def output_grains(model: Source) -> dict[str, float]:
 
     graph = load(model).proto.graph
     scope = _Scope(graph, None)
-    return {o.name: GRAIN for o in graph.output if scope.is_fraction(o.name)}
+    grains = {_PRODUCT: OfScale(GRAIN), _FRACTION: GRAIN}
+    kinds = {o.name: scope.kind(o.name) for o in graph.output}
+    return {name: grains[kind] for name, kind in kinds.items() if kind != _NOT}
 
 
 class _Scope:
@@ -38,11 +44,11 @@ class _Scope:
 
     def __init__(self, graph: onnx.GraphProto, outer: _Scope | None) -> None:
         self._makers = {name: node for node in graph.node for name in node.output if name}
-        self._known: dict[str, bool] = {}
+        self._known: dict[str, int] = {}
         self._outer = outer
 
-    def is_fraction(self, name: str) -> bool:
-        """Whether a tensor holds values of Sigmoids, or products of such."""
+    def kind(self, name: str) -> int:
+        """What a tensor holds; the product of two Sigmoids is as good as one."""
         order = [name]
         while order:  # depth first, without recursion: graphs are deep
             current = order[-1]
@@ -51,26 +57,32 @@ class _Scope:
                 continue
             node = self._makers.get(current)
             if node is None:
-                self._known[current] = self._outer is not None and self._outer.is_fraction(current)
+                self._known[current] = self._outer.kind(current) if self._outer else _NOT
             elif node.op_type == "Sigmoid":
-                self._known[current] = True
-            elif node.op_type in _FIRST | _ALL:
-                sources = list(node.input if node.op_type in _ALL else node.input[:1])
+                self._known[current] = _FRACTION
+            elif node.op_type in ("Swish", "QuickGelu"):
+                self._known[current] = _PRODUCT
+            elif node.op_type in _FIRST | _ALL | {"Mul"}:
+                sources = list(node.input[:1] if node.op_type in _FIRST else node.input)
                 if unknown := [s for s in sources if s not in self._known]:
                     order += unknown
-                else:
-                    self._known[current] = all(self._known[s] for s in sources)
+                    continue
+                kinds = [self._known[s] for s in sources]
+                worst = min(kinds)
+                if node.op_type == "Mul" and worst == _NOT and max(kinds) != _NOT:
+                    worst = _PRODUCT
+                self._known[current] = worst
             else:
                 self._known[current] = self._in_bodies(node, list(node.output).index(current))
         return self._known[name]
 
-    def _in_bodies(self, node: onnx.NodeProto, index: int) -> bool:
+    def _in_bodies(self, node: onnx.NodeProto, index: int) -> int:
         found = [
-            _Scope(body, self).is_fraction(body.output[index + shift].name)
+            _Scope(body, self).kind(body.output[index + shift].name)
             for body, shift in _bodies(node)
             if index + shift < len(body.output)
         ]
-        return any(found) if node.op_type == "If" else bool(found) and all(found)
+        return (max if node.op_type == "If" else min)(found, default=_NOT)
 
 
 _SHIFTS: Mapping[str, int] = {"If": 0, "Loop": 1, "Scan": 0}

@@ -147,9 +147,12 @@ class Benchmark:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        """Tables, as `polytool bench` prints them, without colours."""
+        import click
+
         from polytool.bench_text import describe
 
-        return describe(self)
+        return click.unstyle(describe(self))
 
     @property
     def ratios(self) -> tuple[Ratio, ...]:

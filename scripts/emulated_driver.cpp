@@ -81,9 +81,12 @@ int cuMemAlloc_v2(void** p, size_t n) {
 int cuMemFree_v2(void* p) {
     std::lock_guard<std::mutex> g(lock);
     if (!allocated.count(p)) return 1;
-    in_use -= allocated[p];
+    size_t size = allocated[p];
+    in_use -= size;
     allocated.erase(p);
-    if (!sanitize) free(p);  // what is used later would be another's memory
+    auto poison = (void (*)(void*, size_t))dlsym(RTLD_DEFAULT, "__asan_poison_memory_region");
+    if (!sanitize || !poison) free(p);
+    else poison(p, size);  // what is used later would be another's memory
     return 0;
 }
 int cuMemGetInfo_v2(size_t* unused, size_t* all) { *all = size_t(80) << 30; *unused = *all - in_use; return 0; }

@@ -321,6 +321,7 @@ def huge_result(rng: random.Random, model: onnx.ModelProto, _: Corpus) -> None:
 def nest(rng: random.Random, model: onnx.ModelProto, _: Corpus) -> None:
     """The graph inside of If after If, which read its tensors from outside or not."""
     depth = rng.choice([1, 2, 5, 10, 20])
+    depth = min(depth, 20 - _depth(model.graph))  # what protobuf can still build
     outputs = list(model.graph.output)
     inner = onnx.GraphProto()
     inner.CopyFrom(model.graph)
@@ -333,6 +334,11 @@ def nest(rng: random.Random, model: onnx.ModelProto, _: Corpus) -> None:
         inner = helper.make_graph([node], f"level{level}", [], outputs)
     del model.graph.node[:]
     model.graph.node.extend(inner.node)
+
+
+def _depth(graph: onnx.GraphProto) -> int:
+    bodies = (a.g for n in graph.node for a in n.attribute if a.HasField("g"))
+    return 1 + max((_depth(body) for body in bodies), default=0)
 
 
 @mutation(2)

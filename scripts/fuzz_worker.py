@@ -21,7 +21,7 @@ from polytool.errors import PolytoolError
 
 MEMORY = 4 << 30  # bytes of address space
 # What looking at a file, or building it, may take beyond a multiple of the file's size, in bytes.
-GROWTH, GROWTH_FACTOR = 200 << 20, 200
+GROWTH, GROWTH_FACTOR = 500 << 20, 200
 MAX_MESSAGE = 3000
 # What an operator that was given nonsense should not end in: the message would explain nothing.
 BLUNDERS = (AttributeError, AssertionError, NameError, NotImplementedError, RecursionError)

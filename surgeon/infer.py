@@ -14,6 +14,7 @@ from polytool.surgeon.graph import Graph, Node, Value, Workspace
 from polytool.surgeon.report import Report
 from polytool.surgeon.types import Type, read_type, type_proto
 from polytool.surgeon.writing import write
+from polytool.validation import node_faults
 
 _REFUSALS = (
     onnx.checker.ValidationError,
@@ -96,6 +97,8 @@ def _outputs_alone(
         if value.dtype is None or not value.is_tensor:
             return []
         types[value.name] = type_proto(value.dtype, value.shape)
+    if any(node_faults(proto, node.version)):
+        return []  # inference may crash on it
     try:
         schema = onnx.defs.get_schema(node.op, node.version, node.domain)
         found = onnx.shape_inference.infer_node_outputs(schema, proto, types, opset_imports=opsets)

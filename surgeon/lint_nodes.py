@@ -10,6 +10,7 @@ import onnx
 
 from polytool.surgeon.graph import Graph, Node, Value, Workspace
 from polytool.tensors import DType
+from polytool.validation import node_faults
 
 if TYPE_CHECKING:
     from polytool.surgeon.linting import Lint
@@ -66,6 +67,9 @@ def _faults(node: Node, schema: Any, context: Any, *, shapes: bool) -> list[tupl
             onnx.checker.check_node(node.proto, context)
         except onnx.checker.ValidationError as err:
             return [("onnx_checker", _first_line(err))]
+    broken = [("polytool", f"it {text}") for text in node_faults(_renamed(node), node.version)]
+    if broken:
+        return broken
     faults = [("onnx_checker", text) for text in _type_faults(node, schema)]
     if faults or not shapes:
         return faults

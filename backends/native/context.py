@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from polytool.backends.checks import check_feeds, on_device
 from polytool.backends.native.engine import Engine
 from polytool.backends.native.network import Layer, Tensor
 from polytool.backends.native.numerics import load, unload
@@ -14,7 +15,7 @@ from polytool.backends.native.profiler import Profiler
 from polytool.backends.native.profiles import check_profiles
 from polytool.backends.native.tactics.pool import single_threaded_blas
 from polytool.errors import UsageError
-from polytool.tensors import DType, as_numpy, format_shape
+from polytool.tensors import as_numpy
 
 if TYPE_CHECKING:
     from polytool.backends.native.cuda.program import CudaProgram
@@ -39,6 +40,7 @@ class ExecutionContext:
     def __init__(self, engine: Engine, cuda_graph: bool | None = None) -> None:
         self.engine = engine
         self.profiler: Profiler | None = None
+        self._specs = [t.spec for t in engine.network.inputs]
         self._program: Program | LazyProgram | CudaProgram
         self._replays: Replays | None = None
         if engine.device == "cuda":
@@ -70,7 +72,7 @@ class ExecutionContext:
                 if found is not None:
                     return found[0].run(found[1])
             return self._first(self._replays, feeds, observe)
-        inputs = self._stored(check_feeds(self.engine, feeds))
+        inputs = self._stored(self._checked(feeds))
         with np.errstate(all="ignore"), single_threaded_blas():
             values = self._program.run(inputs, self._watch(observe))
         return self._outputs(values, inputs)
@@ -82,7 +84,7 @@ class ExecutionContext:
         """
         if self._replays is None:
             return None
-        inputs = check_feeds(self.engine, feeds)
+        inputs = self._checked(feeds)
         with np.errstate(all="ignore"), single_threaded_blas():
             return self._program.run_until(inputs, tensor)  # type: ignore[union-attr]  # a CudaProgram
 
@@ -158,17 +160,17 @@ class ExecutionContext:
         self, replays: Replays, feeds: Mapping[str, Any], observe: Observe | None
     ) -> dict[str, Any]:
         """Inputs of a new kind, or more to do than a replay does: through the program."""
-        from polytool.backends.native.cuda.interop import on_device, to_library
+        from polytool.backends.native.cuda import interop
 
-        given, library = on_device(feeds, replays.stream)
-        inputs = check_feeds(self.engine, given)
+        given, library = interop.on_device(feeds, replays.stream)
+        inputs = self._checked(given)
         replays.declared(self._declared(inputs))
         with np.errstate(all="ignore"), single_threaded_blas():
             self._program.profiler = self.profiler if observe is None else None  # type: ignore[union-attr]  # a CudaProgram
             values = replays.run(inputs, self._watch(observe), on_device=library is not None)
         outputs = self._outputs(values, inputs)
         if library is not None:
-            outputs = to_library(outputs, library, replays.pool, replays.stream)
+            outputs = interop.to_library(outputs, library, replays.pool, replays.stream)
         if observe is None and self.profiler is None:
             replays.learn(feeds)
         return outputs
@@ -177,6 +179,19 @@ class ExecutionContext:
         named = zip(self.engine.network.inputs, inputs, strict=True)
         shapes = {t.name: tuple(x.shape) for t, x in named if hasattr(x, "shape")}
         return self.engine.config.is_declared(shapes)
+
+    def _checked(self, feeds: Mapping[str, Any]) -> list[Any]:
+        """The inputs in the network's order, those of the host as NumPy arrays.
+
+        Raises:
+            UsageError: a name, dtype, rank or dimension is not what the engine expects.
+        """
+        engine = self.engine
+        ready = check_feeds(self._specs, feeds, who=engine.name, one_size=True)
+        if engine.config.profiles:
+            shapes = {n: v.shape for n, v in ready.items() if hasattr(v, "shape")}
+            check_profiles(engine.config.profiles, shapes)
+        return [_on_host(ready[spec.name]) for spec in self._specs]
 
     def _stored(self, arrays: Sequence[Any]) -> list[Any]:
         """The inputs as the CPU engine stores them."""
@@ -232,69 +247,8 @@ class ExecutionContext:
         return outputs
 
 
-def check_feeds(engine: Engine, feeds: Mapping[str, Any]) -> list[Any]:
-    """The inputs in the network's order, as arrays (or lists, or None for an optional).
-
-    Raises:
-        UsageError: a name, dtype, rank or dimension is not what the engine expects.
-    """
-    tensors = engine.network.inputs
-    unknown = sorted(set(feeds).difference(t.name for t in tensors))
-    missing = [t.name for t in tensors if t.name not in feeds and t.container != "optional"]
-    if unknown or missing:
-        wrong = [f"unknown input {n!r}" for n in unknown] + [
-            f"missing input {n!r}" for n in missing
-        ]
-        expected = ", ".join(str(t.spec) for t in tensors) or "none"
-        raise UsageError(f"{'; '.join(wrong)}; {engine.name} expects {expected}")
-    arrays = [_check(engine, t, feeds.get(t.name)) for t in tensors]
-    _check_symbols(engine, tensors, arrays)
-    if engine.config.profiles:
-        shapes = {
-            t.name: a.shape for t, a in zip(tensors, arrays, strict=True) if hasattr(a, "shape")
-        }
-        check_profiles(engine.config.profiles, shapes)
-    return arrays
-
-
-def _check_symbols(engine: Engine, tensors: Sequence[Tensor], arrays: Sequence[Any]) -> None:
-    """One symbolic dimension has one size: fusion relies on it."""
-    sizes: dict[str, tuple[int, str]] = {}
-    for tensor, array in zip(tensors, arrays, strict=True):
-        if tensor.container != "tensor":
-            continue
-        for dim, size in zip(tensor.shape or (), array.shape, strict=True):
-            if not isinstance(dim, str):
-                continue
-            known, name = sizes.setdefault(dim, (size, tensor.name))
-            if known != size:
-                raise UsageError(
-                    f"dimension {dim!r} of {engine.name} is {known} in {name!r} but {size} in "
-                    f"{tensor.name!r}; the model gives it one name, so it must have one size"
-                )
-
-
-def _check(engine: Engine, tensor: Tensor, value: Any) -> Any:
-    if tensor.container != "tensor" and (value is None or isinstance(value, (list, dict))):
-        return value
-    array = value if getattr(value, "on_device", False) else as_numpy(value)
-    if tensor.dtype is not None:
-        found = array.dtype if isinstance(array.dtype, DType) else DType.of(array)
-        if found is not tensor.dtype:
-            raise UsageError(
-                f"input {tensor.name!r} is {found.label}; {engine.name} expects {tensor.spec}"
-            )
-    if tensor.shape is None:
-        return array
-    if array.ndim != len(tensor.shape):
-        raise UsageError(
-            f"input {tensor.name!r} has shape {list(array.shape)}, rank {array.ndim}; "
-            f"{engine.name} expects {tensor.spec}"
-        )
-    for axis, (size, dim) in enumerate(zip(array.shape, tensor.shape, strict=True)):
-        if isinstance(dim, int) and size != dim:
-            raise UsageError(
-                f"input {tensor.name!r} has shape {list(array.shape)}, but dimension {axis} must "
-                f"be {dim}: {engine.name} expects {format_shape(tensor.shape)}"
-            )
-    return array
+def _on_host(value: Any) -> Any:
+    """Arrays of other libraries as NumPy arrays; what the engine itself keeps on a GPU stays."""
+    if isinstance(value, list):
+        return [_on_host(v) for v in value]
+    return as_numpy(value) if on_device(value) and not getattr(value, "on_device", False) else value

@@ -22,6 +22,7 @@ from polytool.backends.native.network import (
     ValueOf,
 )
 from polytool.backends.native.numerics import PRECISIONS
+from polytool.backends.native.types import output_dtypes
 from polytool.tensors import DType
 from polytool.validation import needed_inputs
 
@@ -194,9 +195,8 @@ class PlanReader:
             raise ValueError(f"there is no operator {node.op}-{node.version} of {node.domain!r}")
         elif why := node.operator.misfit(len(node.inputs), node.attrs):
             raise ValueError(f"node {node.op}: {why}")
-        for index in needed_inputs(node.op, node.domain, node.version):
-            if index < len(node.inputs) and node.inputs[index] is None:
-                raise ValueError(f"node {node.op} lacks its input {index}")
+        else:
+            _check_operands(node)
         return node
 
     def _attribute(self, value: Any) -> Any:
@@ -241,6 +241,18 @@ def _check_order(network: Network, outer: set[Tensor]) -> None:
     for tensor in network.outputs:
         if tensor.constant is None and tensor not in known:
             raise ValueError(f"output {tensor.name!r} of graph {network.name!r} is never computed")
+
+
+def _check_operands(node: Node) -> None:
+    """No input is missing that is needed, and no type that the inputs decide."""
+    for index in needed_inputs(node.op, node.domain, node.version):
+        if index < len(node.inputs) and node.inputs[index] is None:
+            raise ValueError(f"node {node.op} lacks its input {index}")
+    given = [None if t is None else t.dtype for t in node.inputs]
+    found = output_dtypes(node.domain, node.op, node.version, given, len(node.outputs), node.attrs)
+    for tensor, dtype in zip(node.outputs, found, strict=True):
+        if tensor is not None and tensor.dtype is None and dtype is not None:
+            raise ValueError(f"tensor {tensor.name!r} has no element type")
 
 
 def _check_bodies(node: Node) -> None:

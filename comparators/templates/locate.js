@@ -106,7 +106,7 @@ function locateReport() {
         error("contribution", "in outputs", "change of the outputs that this layer alone causes, where measured"),
         error("position", "position", "in execution order"),
         { title: "type", width: "84px", value: (r) => r.dtype },
-        { title: "nodes", width: "minmax(160px, 3fr)", value: nameOf },
+        { title: "nodes", width: "minmax(160px, 3fr)", value: nameOf, show: (r) => short(nameOf(r), 32) },
         { title: "why", width: "minmax(160px, 3fr)", value: (r) => r.reason },
       ],
     });
@@ -131,7 +131,7 @@ function locateReport() {
     const area = box.querySelector(".graph"), own = area.querySelector("[data-current]");
     if (!own) return;
     area.scrollTop = own.getAttribute("y") - area.clientHeight / 2 + 24;
-    area.scrollLeft = own.getAttribute("x") - area.clientWidth / 2 + 104;
+    area.scrollLeft = own.getAttribute("x") - area.clientWidth / 2 + 116;
   }
 
   function details() {
@@ -201,7 +201,7 @@ function locateReport() {
     }
     const levels = [];
     for (const row of rows) (levels[level.get(row.position)] ||= []).push(row);
-    const used = levels.filter(Boolean), W = 184, H = 44, GX = 22, GY = 30;
+    const used = levels.filter(Boolean), W = 208, H = 44, GX = 22, GY = 30;
     const width = Math.max(...used.map((l) => l.length)) * (W + GX) + GX, height = used.length * (H + GY) + GY;
     const node = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "layers around the chosen one" });
     const place = new Map();
@@ -230,8 +230,8 @@ function locateReport() {
     rect.addEventListener("mouseleave", hideTip);
     const name = row.nodes.length ? row.nodes[row.nodes.length - 1] + (row.nodes.length > 1 ? ` (+${row.nodes.length - 1})` : "") : row.tensors[0] || row.layer;
     const operators = data.operators?.[row.position] || [];
-    return [rect, svg("text", { x: x + 8, y: y + 17, fill: ink, "font-weight": 600 }, short(name, 27)),
-      svg("text", { x: x + 8, y: y + 34, fill: ink }, `${MARKS[row.verdict]} ${bad ? "not finite" : number(row.own_error)}  ${short(operators.join(" "), 18)}`)];
+    return [rect, svg("text", { x: x + 8, y: y + 17, fill: ink, "font-weight": 600 }, short(name, 26)),
+      svg("text", { x: x + 8, y: y + 34, fill: ink }, `${MARKS[row.verdict]} ${bad ? "not finite" : number(row.own_error)}  ${short(operators.join(" "), 20)}`)];
   }
 
   function short(text, most) {

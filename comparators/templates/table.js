@@ -65,7 +65,8 @@ function table(place, { rows, columns, text, filters, pick, chosen, most = 16 })
     for (const column of columns) {
       const content = column.show ? column.show(row) : column.number ? number(column.value(row)) : column.value(row) ?? "";
       const cell = make("span", { role: "cell", class: column.number ? "number" : "" }, content);
-      if (!column.number) cell.title = cell.textContent;
+      const whole = column.value(row);
+      if (!column.number) cell.title = typeof whole === "string" ? whole : cell.textContent;
       node.append(cell);
     }
     return node;

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from polytool.cli import _comparison
 from polytool.cli.output import result, table, verdict
+from polytool.comparators import comparison_text
 from polytool.tensors import format_shape
 
 if TYPE_CHECKING:
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from polytool.comparators.comparison import Comparison
     from polytool.postprocess import Step
 
-MOST_ROWS = _comparison.MOST_ROWS
+MOST_ROWS = 20  # outputs that are shown
 
 
 def describe(session: Session, comparison: Comparison, request: Request) -> str:
     """The whole answer of a comparison as text."""
     facts = [*_verdict_on_each(comparison), *_facts(session)]
-    parts = [_comparison.describe(comparison), "\n".join(facts)]
+    parts = [comparison_text.describe(comparison), "\n".join(facts)]
     if comparison.verdict == "differ":
         parts.append(_next_step(request))
     return "\n\n".join(part for part in parts if part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -190,6 +191,22 @@ def test_locating_is_reproducible(model, oracle):
         return locate(NativeRunner(model, precision="bf16"), oracle, [FEEDS])
 
     assert json.dumps(once().to_json()) == json.dumps(once().to_json())
+
+
+def test_answers_are_the_same_in_every_process(tmp_path):
+    path = tmp_path / "m.onnx"
+    onnx.save(made_models.transformer(layers=1, width=32, heads=2, vocabulary=50), path)
+    answers = set()
+    for seed in ("1", "2"):
+        command = [sys.executable, "-m", "polytool", "debug", "locate", str(path), "--bf16"]
+        command += ["--input-shapes", "ids:[2,12]", "mask:[2,12]", "--target", "snr>=55", "--json"]
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=100, check=False, env=environment
+        )
+        assert json.loads(done.stdout)["fix"]["layers"], done.stderr
+        answers.add(done.stdout)
+    assert len(answers) == 1
 
 
 def test_the_command_finds_fixes_and_writes(tmp_path):

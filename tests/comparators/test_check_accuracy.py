@@ -8,7 +8,8 @@ import click
 import numpy as np
 import pytest
 
-from polytool.cli import _comparison, main
+from polytool.cli import main
+from polytool.comparators import comparison_text
 from polytool.comparators.compare import compare, compare_all
 from polytool.comparators.response import Response
 from polytool.comparators.tolerances import Criteria
@@ -58,7 +59,8 @@ def test_the_new_verdict_can_be_saved(saved, tmp_path):
 
 
 def shown(comparison):
-    text = click.unstyle(_comparison.describe(comparison))
+    text = click.unstyle(comparison_text.describe(comparison))
+    assert str(comparison) == text, "print(comparison) shows what the command shows"
     assert max(map(len, text.splitlines())) <= 100
     return text
 
@@ -79,7 +81,7 @@ def test_many_outputs_show_the_worst_first():
     }
     text = shown(compare(a, dict.fromkeys(a, X)))
     rows = [line for line in text.splitlines() if "..." in line and "float32" in line]
-    assert len(rows) == _comparison.MOST_ROWS
+    assert len(rows) == comparison_text.MOST_ROWS
     assert "l/49 " in rows[0] and "l/48 " in rows[1]
     assert "... and 30 more:" in text
 

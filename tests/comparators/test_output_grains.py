@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from polytool.comparators.compare import compare
+from polytool.comparators.tolerances import OfScale
 from polytool.output_grains import GRAIN, output_grains
 
 
@@ -30,7 +31,6 @@ MADE = [
 NOT_MADE = [
     "y = Relu(x)",
     "y = Softmax(x)",
-    "s = Sigmoid(x) y = Mul(s, x)",
     "s = Sigmoid(x) y = Concat<axis=0>(s, x)",
     "s = Sigmoid(x) y = Log(s)",
     "y = Identity(x)",
@@ -75,3 +75,21 @@ def test_the_grain_is_said_where_it_decides():
     assert found.judgement.tolerance["source"] == "absolute 2.4e-07, as its operator rounds"
     found = compare({"y": x * 1e6}, {"y": x * 1e6}, grains={"y": GRAIN}).outputs["y"]
     assert found.judgement.tolerance["source"] == "floor of float32"
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["s = Sigmoid(x) y = Mul(x, s)", "s = Sigmoid(x) p = Mul(s, x) y = Transpose(p)",
+     "s = Sigmoid(x) p = Mul(s, x) y = Concat<axis=0>(p, s)", "y = Swish(x)"],
+)  # fmt: skip
+def test_products_with_sigmoids_have_a_grain_of_their_scale(body):
+    (grain,) = output_grains(model(body)).values()
+    assert isinstance(grain, OfScale) and grain == GRAIN
+
+
+def test_a_grain_of_scale_covers_small_values_beside_large_ones_only():
+    large, small = np.float32([[4.0, 1e-6]]), np.float32([[1e-6, 1e-6]])
+    for values, verdict in ((large, "agree"), (small, "differ")):
+        moved = values + np.float32([0, 5e-7])
+        found = compare({"y": moved}, {"y": values}, grains={"y": OfScale(GRAIN)})
+        assert found.pairs[0].verdict == verdict

@@ -93,6 +93,7 @@ CHANGES = {
     "an output without a name": lambda p: p["network"]["output_names"].pop(),
     "precisions in a file elsewhere": lambda p: p["config"].update(layer_precisions="/etc/passwd"),
     "a weight without a checksum": lambda p: p["parts"][0].pop("crc32"),
+    "a result without its element type": lambda p: [t.pop("dtype", 0) for t in p["tensors"]],
     "a weight of no element type": lambda p: p["parts"][0].update(dtype=0),
 }
 

@@ -53,7 +53,7 @@ def test_memory_before_the_run_is_watched(tmp_path: Path, monkeypatch: pytest.Mo
     import polytool.inspection
 
     def greedy(*_: object, **__: object) -> None:
-        bytearray(500 << 20)
+        bytearray(700 << 20)
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setattr(polytool.inspection, "inspect_model", greedy)

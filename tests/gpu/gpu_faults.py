@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -132,6 +132,9 @@ def fewer_blocks(site: Site) -> bool:
     launch = site.launches[-1]
     if not isinstance(launch, Launch) or launch._config.grid[0] < 2:
         return False
+    kernels = [k for p in site.stretch._steps[site.at].plans for k in p.kernels()]
+    if any("+= gridDim" in k.source for k in kernels if k.name == launch.name):
+        return False  # its blocks share out what there is, however few they are
     launch._config.grid[0] -= max(1, launch._config.grid[0] // 4)
     return site.replace(*site.launches)
 
@@ -217,7 +220,11 @@ def _rewritten(site: Site, at: int, wait: str) -> tuple[Launchable, ...] | None:
     step, launches = site.chosen[at]
     names = [launch.name if isinstance(launch, Launch) else "" for launch in launches]
     plan = next(
-        (p for p in step.plans if isinstance(p, Plan) and _names(p) == names and p.workspace == 0),
+        (
+            p
+            for p in site.stretch._steps[at].plans
+            if isinstance(p, Plan) and _names(p) == names and p.workspace == 0
+        ),
         None,
     )
     if plan is None or len(plan.calls) != 1:
@@ -237,7 +244,8 @@ def overlapping(stretch: Stretch, rng: np.random.Generator) -> set[str]:
     """Let one storage lie where another is still needed; the layers that read the latter after."""
     steps = stretch._steps
     lives = storages(steps)
-    placed = [s for s in lives if s in stretch._addresses]
+    made = {v.storage for step in steps for v in step.views[-step.writes :] if v.dtype.is_float}
+    placed = [s for s in lives if s in stretch._addresses and s in made]
     pairs = [(a, b) for a in placed for b in placed if a is not b and 64 < b.size <= a.size]
     for number in rng.permutation(len(pairs)):
         a, b = pairs[number]
@@ -248,7 +256,13 @@ def overlapping(stretch: Stretch, rng: np.random.Generator) -> set[str]:
         if any(_writes(step, a) for step in steps[begins:]):
             continue
         stretch._addresses[b] = stretch._addresses[a]
-        return {steps[readers[0]].layer.name}
+        later = stretch._layers[stretch._layers.index(steps[begins].layer) :]
+        views = (
+            layer.name
+            for layer in later
+            if any(t in stretch._views and stretch._views[t].storage is a for t in layer.outputs)
+        )
+        return {steps[readers[0]].layer.name, *views}  # some layers only look at it differently
     return set()
 
 
@@ -263,7 +277,6 @@ def _writes(step: Step, storage: Storage) -> bool:
 @contextmanager
 def planted(plant: Plant | str, seed: int) -> Iterator[set[str]]:
     """Engines that are recorded in the block have one fault; yields the culprits' names."""
-    rng = np.random.default_rng(seed)
     culprits: set[str] = set()
     capturing = [False]
     place, choose = Stretch._place, Stretch._choose
@@ -271,14 +284,16 @@ def planted(plant: Plant | str, seed: int) -> Iterator[set[str]]:
 
     def placing(stretch: Stretch, *views: Any) -> None:
         place(stretch, *views)
-        if plant == "overlap":
-            culprits.update(overlapping(stretch, rng))
+        if plant == "overlap":  # again whenever it is placed anew: only the last time counts
+            culprits.clear()
+            culprits.update(overlapping(stretch, np.random.default_rng(seed)))
 
     def choosing(stretch: Stretch, timings: Any) -> Chosen:
         chosen: Chosen = list(choose(stretch, timings))
         if callable(plant):
-            for at in _sites(len(chosen), rng):
-                site = Site(stretch, chosen, at, lambda: capturing[0])
+            culprits.clear()
+            for at in np.random.default_rng(seed).permutation(len(chosen)):
+                site = Site(stretch, chosen, int(at), lambda: capturing[0])
                 if site.fits() and plant(site):
                     culprits.update(site.culprits)
                     break
@@ -299,7 +314,3 @@ def planted(plant: Plant | str, seed: int) -> Iterator[set[str]]:
         mock.patch.object(driver.Graph, "capture", recording),
     ):
         yield culprits
-
-
-def _sites(count: int, rng: np.random.Generator) -> Sequence[int]:
-    return [int(i) for i in rng.permutation(count)]

@@ -7,6 +7,7 @@ import pytest
 
 from polytool import BuilderConfig, engine_from_onnx
 from polytool.backends.native.cuda import timing
+from polytool.backends.native.cuda.stretch import Stretch
 from polytool.backends.native.tactic_replay import TacticReplay
 from polytool.backends.native.timing_cache import TimingCache
 from polytool.errors import ModelError, UsageError
@@ -50,6 +51,25 @@ def test_a_warm_cache_times_nothing_and_decides_alike(tmp_path, quick):
     assert len(quick.compiled) - compiled <= 2  # nothing but the winners
 
 
+def test_nothing_is_launched_on_inputs_that_are_not_there(quick, monkeypatch):
+    """Garbage as indices would read anywhere."""
+    events: list[str] = []
+
+    def note(name):
+        original = getattr(Stretch, name)
+
+        def noted(self, *args):
+            events.append(name)
+            return original(self, *args)
+
+        monkeypatch.setattr(Stretch, name, noted)
+
+    for name in ("_place", "_fill", "_choose"):
+        note(name)
+    build()
+    assert events[:6] == ["_place", "_fill", "_choose"] * 2
+
+
 def test_the_build_tunes_and_the_first_inference_does_not(monkeypatch, quick):
     engine = build()
     compiled = len(quick.compiled)
@@ -73,14 +93,15 @@ def test_shapes_inside_a_profile_take_the_tactics_of_its_usual_shape(monkeypatch
         assert usual[choice.layer] == choice.tactic or usual[choice.layer] not in choice.candidates
 
 
-def test_the_largest_shape_of_a_profile_makes_the_arena(quick):
+def test_the_largest_shape_of_a_profile_makes_the_arena():
     engine = build(model("N"), profiles=[{"x": ((1, 64), (32, 64), (480, 64))}])
     context = engine.create_execution_context()
     context.infer({"x": np.ones((32, 64), np.float32)})
-    before = quick.in_use
+    (arena,) = {s._memory for s in context._program.stretches}
+    before = arena.address, arena.size
     for rows in (480, 100, 480, 1):
         context.infer({"x": np.ones((rows, 64), np.float32)})
-    assert quick.in_use - before < 2048  # addresses for new shapes, and no arena
+    assert (arena.address, arena.size) == before
 
 
 def test_level_0_times_nothing_and_higher_levels_time_more():

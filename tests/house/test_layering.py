@@ -32,6 +32,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
             "polytool.patterns",
             "polytool.saving",
             "polytool.tensors",
+            "polytool.text",
             "polytool.validation",
             "polytool.wire",
         },

@@ -48,6 +48,29 @@ def agree(model: onnx.ModelProto, feeds: dict[str, Any]) -> bool:
     return True
 
 
+def reduced_agree(model: onnx.ModelProto, feeds: dict[str, Any], precision: str) -> None:
+    """Check that fusion does not add to the error of a reduced precision.
+
+    Both plans are held against float64. Where the exact value is beyond what the type holds,
+    they may differ: fusion keeps intermediate values that a plan of single nodes stores.
+    """
+    exact = native(model, feeds, precision="fp64", optimize=False)
+    unfused = native(model, feeds, precision=precision, optimize=False)
+    fused = native(model, feeds, precision=precision)
+    step = 2.0**-11 if precision == "fp16" else 2.0**-8
+    for name, want in exact.items():
+        assert fused[name].shape == want.shape and fused[name].dtype == unfused[name].dtype
+        if want.dtype.kind != "f" or not want.size:
+            continue
+        with np.errstate(all="ignore"):
+            if not (np.isfinite(unfused[name]).all() and np.abs(want).max() < 1e4):
+                continue
+            scale = max(1.0, np.abs(want).max())
+            before = np.abs(unfused[name].astype(float) - want).max()
+            after = np.abs(fused[name].astype(float) - want).max()
+        assert after <= 3 * before + 8 * step * scale, f"{name}: {after}, unfused {before}"
+
+
 def assert_close(name: str, got: Any, want: Any, exact: Any) -> None:
     """Equal but for roundings: as near to ONNX Runtime as that is to the exact value, or nearer.
 
@@ -55,7 +78,7 @@ def assert_close(name: str, got: Any, want: Any, exact: Any) -> None:
     """
     assert got.shape == want.shape, f"{name} has shape {got.shape}, not {want.shape}"
     assert got.dtype == want.dtype, f"{name} is {got.dtype}, not {want.dtype}"
-    if want.dtype != np.float32:
+    if want.dtype not in (np.float32, np.float64):
         np.testing.assert_array_equal(got, want, err_msg=name)
         return
     with np.errstate(all="ignore"):

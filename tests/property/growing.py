@@ -13,7 +13,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17
 FLOAT, INT, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
-NUMPY = {FLOAT: np.float32, INT: np.int64, BOOL: np.bool_}
+DOUBLE, INT32, UINT8 = TensorProto.DOUBLE, TensorProto.INT32, TensorProto.UINT8
+NUMPY = {
+    FLOAT: np.float32,
+    DOUBLE: np.float64,
+    BOOL: np.bool_,
+    INT: np.int64,
+    INT32: np.int32,
+    UINT8: np.uint8,
+}
+REAL, WHOLE = (FLOAT, DOUBLE), (INT, INT32, UINT8)
 MAX_SIZE = 512
 Dims = tuple[int, ...]
 
@@ -85,7 +94,9 @@ class Growing:
         drawn = np.asarray(self.rng.integers(-4, 5, tuple(shape)))
         if kind == BOOL:
             return np.asarray(drawn > 0)
-        return np.asarray(drawn / 2, np.float32) if kind == FLOAT else drawn.astype(np.int64)
+        if kind == UINT8:
+            drawn = np.abs(drawn)
+        return np.asarray(drawn / 2 if kind in REAL else drawn, NUMPY[kind])
 
     def input(self, kind: int, shape: Dims) -> Value:
         value = Value(f"x{len(self.inputs)}", kind, shape)

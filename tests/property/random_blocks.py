@@ -178,3 +178,30 @@ def looped(g: Growing) -> None:
     count, go = g.constant(np.int64(trips)), g.constant(np.bool_(True))
     results = [(FLOAT, x.shape), (FLOAT, (trips, *x.shape))]
     g.add("Loop", [count, go, x], results, exact=False, body=body)
+
+
+@block
+def scanned(g: Growing) -> None:
+    """A Scan that adds up the rows of one tensor and gives every sum."""
+    x = g.pick(least=1)
+    if not x.shape[0]:
+        raise Skip
+    rest, tag = x.shape[1:], len(g.nodes)
+    start = g.constant(g.values(FLOAT, rest))
+    names = [f"scan{tag}_{n}" for n in ("s", "r", "t", "y")]
+    infos = [helper.make_tensor_value_info(n, FLOAT, rest) for n in names]
+    nodes = [
+        helper.make_node("Add", names[:2], [names[2]]),
+        helper.make_node("Identity", [names[2]], [names[3]]),
+    ]
+    body = helper.make_graph(nodes, "body", infos[:2], infos[2:])
+    g.add(
+        "Scan",
+        [start, x],
+        [(FLOAT, rest), (FLOAT, x.shape)],
+        exact=False,
+        body=body,
+        num_scan_inputs=1,
+        scan_input_directions=[g.number(0, 1)],
+        scan_output_directions=[g.number(0, 1)],
+    )

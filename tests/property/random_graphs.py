@@ -14,19 +14,24 @@ import numpy as np
 import onnx
 from hypothesis import strategies as st
 
-from tests.property.growing import BOOL, FLOAT, INT, Growing, Skip, draw_shape
+from tests.property.growing import BOOL, FLOAT, NUMPY, Growing, Skip, draw_shape
 from tests.property.random_blocks import BLOCKS
-from tests.property.random_nodes import MAKERS
+from tests.property.random_nodes import DECIDING, MAKERS
 
 
 @st.composite
-def graphs(draw: Any, most: int = 12) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """A valid model and its feeds."""
+def graphs(
+    draw: Any, most: int = 12, decide: bool = True
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """A valid model and its feeds; without `decide`, roundings only ever make small errors."""
+    makers = [m for m in MAKERS + BLOCKS if decide or m not in DECIDING]
     g = Growing(draw, np.random.default_rng(draw(st.integers(0, 2**32 - 1))))
     g.input(FLOAT, draw_shape(draw))
-    for kind in draw(st.lists(st.sampled_from([FLOAT, INT, BOOL]), max_size=2)):
+    for kind in draw(
+        st.lists(st.sampled_from([FLOAT, BOOL, *NUMPY] if decide else [FLOAT]), max_size=2)
+    ):
         g.input(kind, draw_shape(draw))
-    for make in draw(st.lists(st.sampled_from(MAKERS + BLOCKS), min_size=1, max_size=most)):
+    for make in draw(st.lists(st.sampled_from(makers), min_size=1, max_size=most)):
         try:
             make(g)
         except Skip:

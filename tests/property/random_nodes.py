@@ -7,7 +7,21 @@ from collections.abc import Callable
 import numpy as np
 from hypothesis import strategies as st
 
-from tests.property.growing import BOOL, FLOAT, INT, Dims, Growing, Skip, Value, draw_shape
+from tests.property.growing import (
+    BOOL,
+    DOUBLE,
+    FLOAT,
+    INT,
+    INT32,
+    NUMPY,
+    UINT8,
+    WHOLE,
+    Dims,
+    Growing,
+    Skip,
+    Value,
+    draw_shape,
+)
 
 Maker = Callable[[Growing], None]
 MAKERS: list[Maker] = []
@@ -45,33 +59,18 @@ def _partner(g: Growing, value: Value) -> Value:
 
 # --- elementwise
 
+_UNARY = (
+    *("Relu", "Neg", "Abs", "Identity", "Sigmoid", "Tanh", "Erf", "Exp", "Softplus", "Softsign"),
+    *("HardSwish", "Elu", "Selu", "LeakyRelu", "HardSigmoid", "Sqrt", "Log"),
+)
+
 
 @maker
 def unary(g: Growing) -> None:
-    op = g.one(
-        [
-            "Relu",
-            "Neg",
-            "Abs",
-            "Identity",
-            "Sigmoid",
-            "Tanh",
-            "Erf",
-            "Exp",
-            "Softplus",
-            "Softsign",
-            "HardSwish",
-            "Elu",
-            "Selu",
-            "LeakyRelu",
-            "HardSigmoid",
-            "Sqrt",
-            "Log",
-        ]
-    )
-    x = g.pick()
+    op = g.one(_UNARY)
     keeps = op in ("Relu", "Neg", "Abs", "Identity")
-    g.add(op, [x], [(FLOAT, x.shape)], exact=x.exact and keeps)
+    x = g.pick(DOUBLE if keeps and g.number(0, 5) == 0 else FLOAT)
+    g.add(op, [x], [(x.kind, x.shape)], exact=x.exact and keeps)
 
 
 @maker
@@ -82,15 +81,15 @@ def rounding(g: Growing) -> None:
 
 @maker
 def binary(g: Growing) -> None:
-    x = g.pick(g.one([FLOAT, FLOAT, INT]))
+    x = g.pick(g.one([FLOAT, FLOAT, FLOAT, INT, INT32, DOUBLE, UINT8]))
     y = _partner(g, x)
-    op = g.one(["Add", "Sub", "Mul", "Max", "Min"])
+    op = g.one(["Add", "Sub", "Mul", "Max", "Min"] if x.kind != UINT8 else ["Max", "Min"])
     pair = [x, y] if g.number(0, 1) else [y, x]
     g.add(
         op,
         pair,
         [(x.kind, _broadcast(x.shape, y.shape))],
-        exact=x.exact and y.exact and (op != "Mul" or x.kind == INT),
+        exact=x.exact and y.exact and (op != "Mul" or x.kind in WHOLE),
     )
 
 
@@ -123,7 +122,7 @@ def clipped(g: Growing) -> None:
 
 @maker
 def compared(g: Growing) -> None:
-    x = g.pick(g.one([FLOAT, INT]), exact=True)
+    x = g.pick(g.one([FLOAT, INT, INT32, DOUBLE]), exact=True)
     y = _partner(g, x)
     if not y.exact:
         raise Skip
@@ -150,8 +149,10 @@ def decided(g: Growing) -> None:
 
 @maker
 def converted(g: Growing) -> None:
-    source, target = g.one([(FLOAT, INT), (INT, FLOAT), (BOOL, FLOAT), (BOOL, INT), (FLOAT, BOOL)])
-    x = g.pick(source, exact=True)
+    x = g.pick(None, exact=True)
+    target = g.one([k for k in NUMPY if k != x.kind])
+    if target == UINT8 and x.kind != BOOL:
+        raise Skip  # what is negative has no value there
     g.add("Cast", [x], [(target, x.shape)], to=target)
 
 
@@ -172,7 +173,8 @@ def _reduced(shape: Dims, axes: set[int], keep: int) -> Dims:
 @maker
 def reduced(g: Growing) -> None:
     op = g.one(["Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSumExp"])
-    x = g.pick(filled=True)
+    whole_numbers = op in ("Sum", "Max", "Min", "Prod") and g.number(0, 3) == 0
+    x = g.pick(g.one([INT, INT32]) if whole_numbers else FLOAT, filled=True)
     axes = sorted({g.axis(x) % x.rank for _ in range(g.number(1, 2))}) if x.rank else []
     keep = g.number(0, 1)
     whole = not axes or g.number(0, 3) == 0
@@ -185,8 +187,8 @@ def reduced(g: Growing) -> None:
     g.add(
         f"Reduce{op}",
         inputs,
-        [(FLOAT, shape)],
-        exact=x.exact and op in ("Max", "Min"),
+        [(x.kind, shape)],
+        exact=x.exact and (x.kind in WHOLE or op in ("Max", "Min")),
         **attributes,
     )
 
@@ -492,3 +494,7 @@ def measured(g: Growing) -> None:
     dims = np.array(x.shape)[start:end]
     attributes = {"start": start} | ({} if end is None else {"end": end})
     g.add("Shape", [x], [(INT, dims.shape)], exact=True, **attributes)
+
+
+# Those whose result a rounding of their input can change altogether.
+DECIDING = (rounding, compared, converted, located, top, divided)

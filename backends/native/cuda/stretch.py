@@ -100,6 +100,7 @@ class Stretch:
         if timed:  # what needs no workspace of the losers any more
             memory.close(but=self)
             self._place()
+            self._fill(values)  # launches on garbage may read anywhere
             self._launches = self._choose(tuning)
         tuning.use(k for step in self._steps for plan in step.plans for k in plan.kernels())
         tuning.use([handover.kernel()])
@@ -234,7 +235,7 @@ class Stretch:
         count = sum(places.index(id(step.layer)) <= end for step, _ in self._launches)
         driver.fill(self._memory.address, self.arena_size, 0xFF, self.stream)
         self._fill(values)
-        if self._graph is None or not count:
+        if not (self._cuda_graph and count):
             self._launch_all(count)
         else:
             with driver.Graph.capture(self.stream) as graph:

@@ -186,7 +186,10 @@ class Tuning:
     def _keep(self, step: Step, place: int, name: str, tune: bool) -> None:
         assert step.signature is not None
         layer = step.layer.name
-        choice = TacticChoice(layer, name, step.signature, _names(step.plans))
+        times = self.cache.find(self.stamp, step.signature)
+        timed = times.milliseconds if times is not None else ()
+        candidates = tuple(dict.fromkeys((*_names(step.plans), *timed)))
+        choice = TacticChoice(layer, name, step.signature, candidates)
         self.chosen[layer, step.signature] = choice
         if tune or (layer, place) not in self._places:
             self._places[layer, place] = name

@@ -7,6 +7,7 @@ bit must fall to the same side.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -301,7 +302,7 @@ def resize_flops(
     """Two or four multiply-adds an axis; none for nearest neighbours."""
     taps = {"linear": 2, "cubic": 4}.get(mode, 0)
     changed = sum(a != b for a, b in zip(x.shape, outputs[0], strict=True))
-    return int(2 * taps * changed * np.prod(outputs[0], dtype=np.int64))
+    return int(2 * taps * changed * math.prod(outputs[0]))
 
 
 _BEFORE_11 = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "before_11"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from polytool.cli import _comparing, _comparison, options
+from polytool.cli import _comparing, options
 from polytool.cli.output import note, result
 
 
@@ -22,6 +22,7 @@ def accuracy(path: str, comparing: _comparing.Comparing, as_json: bool) -> int:
     Example: polytool check accuracy accuracy.json --rtol 1e-3 --atol 1e-4
     """
     from polytool.comparators.comparison import Comparison
+    from polytool.comparators.comparison_text import describe
     from polytool.errors import UsageError
 
     without_arrays = {
@@ -37,5 +38,5 @@ def accuracy(path: str, comparing: _comparing.Comparing, as_json: bool) -> int:
         comparison.save(comparing.save)
     for text in comparing.notes:
         note(text)
-    result(as_json, _comparison.describe(comparison), comparison.to_json())
+    result(as_json, describe(comparison), comparison.to_json())
     return comparison.exit_code
