@@ -76,9 +76,11 @@ def _declared(value: Value) -> Type | None:
 
 
 def _infer_one_by_one(graph: Graph) -> None:
-    """What can be told although a node is broken; bodies are left out."""
+    """What can be told although a node is broken, in bodies too."""
     opsets = [onnx.helper.make_opsetid(d, v) for d, v in graph.opsets.items()]
     for node in graph.nodes:
+        for body in node.bodies.values():
+            _infer_one_by_one(body)
         for value, proto in _outputs_alone(node, opsets):
             value.type = read_type(proto) or value.type
 

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
+from polytool import arrays
 from polytool.surgeon.dead import is_dead
-from polytool.surgeon.graph import Graph, Value, Workspace
+from polytool.surgeon.graph import Graph, Node, Value, Workspace
 from polytool.surgeon.known import is_standard
 from polytool.tensors import DType
 
 if TYPE_CHECKING:
     from polytool.surgeon.linting import Lint
 
-_LARGEST_FLOAT16 = 65504.0
+_CHECKED = frozenset({DType.FLOAT, DType.DOUBLE, DType.BFLOAT16})
 _READ_UP_TO = 512 << 20  # bytes of one weight
 
 
@@ -29,7 +30,11 @@ def check_graphs(workspace: Workspace, paths: Mapping[Graph, str], found: Lint) 
         _check_names(graph, path, found)
         _check_unused(graph, path, found)
         for value in graph.constants:
-            _check_weight(workspace, value, path, found)
+            if value.tensor is not None:
+                _check_weight(workspace, value.tensor, f"{path}{value.name}", found)
+        for node in graph.nodes:
+            if node.op == "Constant" and not node.domain and (tensor := _value(node)) is not None:
+                _check_weight(workspace, tensor, path + node.label, found)
 
 
 def _check_opsets(workspace: Workspace, paths: Mapping[Graph, str], found: Lint) -> None:
@@ -97,19 +102,28 @@ def _check_unused(graph: Graph, path: str, found: Lint) -> None:
         found.add("warning", "polytool", "nothing uses what these nodes compute", dead)
 
 
-def _check_weight(workspace: Workspace, value: Value, path: str, found: Lint) -> None:
-    model, tensor = workspace.model, value.tensor
-    if tensor is None or value.dtype not in (DType.FLOAT, DType.DOUBLE, DType.BFLOAT16):
+def _value(node: Node) -> onnx.TensorProto | None:
+    """What a Constant node holds, where it is a tensor or floats."""
+    for name in ("value_float", "value_floats"):
+        if name in node.attributes:
+            return arrays.to_tensor(np.asarray(node.attribute(name), np.float32))
+    value = node.attribute("value")
+    return value if isinstance(value, onnx.TensorProto) else None
+
+
+def _check_weight(workspace: Workspace, tensor: onnx.TensorProto, name: str, found: Lint) -> None:
+    model = workspace.model
+    if tensor.data_type not in _CHECKED:
         return
     if not model.has_content(tensor) or model.nbytes(tensor) > _READ_UP_TO:
-        found.add("info", "polytool", f"the values of {path}{value.name} are not checked")
+        found.add("info", "polytool", f"the values of {name} are not checked")
         return
     array = model.array(tensor)
     if not array.size:
         return
     if np.isnan(array).any():
-        found.add("warning", "polytool", f"weight {path}{value.name} has NaNs")
-    largest = float(np.abs(array[np.isfinite(array)]).max(initial=0))
-    if largest > _LARGEST_FLOAT16:
-        what = f"weight {path}{value.name} has {largest:.4g}, which float16 cannot hold"
+        found.add("warning", "polytool", f"weight {name} has NaNs")
+    if arrays.overflows(array, DType.FLOAT16):
+        largest = float(np.abs(array[np.isfinite(array)]).max())
+        what = f"weight {name} has {largest:.4g}, which float16 cannot hold"
         found.add("warning", "polytool", what)

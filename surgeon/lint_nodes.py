@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 
+from polytool import arrays
 from polytool.surgeon.graph import Graph, Node, Value, Workspace
 from polytool.tensors import DType
 from polytool.validation import node_faults
@@ -130,12 +132,12 @@ def _shape_faults(node: Node, schema: Any) -> list[str]:
     if len(types) < len(values) or any(_is_long(proto) for proto in types.values()):
         return []
     data = {
-        name: v.constant
+        name: tensor
         for name, v in values.items()
-        if v.constant is not None
-        and len(v.constant.dims) <= 1
-        and sum(v.constant.dims) <= _MOST_DATA
-        and v.constant.data_location != v.constant.EXTERNAL
+        if (tensor := _content(v)) is not None
+        and len(tensor.dims) <= 1
+        and sum(tensor.dims) <= _MOST_DATA
+        and tensor.data_location != tensor.EXTERNAL
     }
     opsets = [onnx.helper.make_opsetid(d, v) for d, v in node.where.opsets.items()]
     proto = _renamed(node)
@@ -147,6 +149,18 @@ def _shape_faults(node: Node, schema: Any) -> list[str]:
     except (RuntimeError, ValueError, TypeError):
         return []  # inference of single nodes does not do everything
     return []
+
+
+def _content(value: Value) -> onnx.TensorProto | None:
+    """What a value holds, also where a Constant node says it."""
+    node = value.producer
+    if node is None or node.op != "Constant" or node.domain or node.has_references:
+        return value.constant
+    tensor = node.attribute("value")
+    if isinstance(tensor, onnx.TensorProto):
+        return tensor
+    numbers = node.attribute("value_ints")
+    return None if numbers is None else arrays.to_tensor(np.asarray(numbers, np.int64))
 
 
 def _is_long(proto: onnx.TypeProto) -> bool:

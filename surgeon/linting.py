@@ -14,7 +14,8 @@ from polytool.surgeon.infer import infer
 from polytool.surgeon.order import named_graphs
 from polytool.surgeon.report import Report
 
-EXCEPTION, WARNING, INFO = "exception", "warning", "info"
+NO_VALUE = "there is no value for"
+EXCEPTION, WARNING, INFO = _LEVELS = ("exception", "warning", "info")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,14 @@ class Lint:
             f"{sum(e.level == level for e in self.entries)} {word}"
             for level, word in ((EXCEPTION, "errors"), (WARNING, "warnings"), (INFO, "notes"))
         ]
-        lines = [str(e) for e in self.entries]
+        lines = [str(e) for level in _LEVELS for e in self.entries if e.level == level]
+        reasons: dict[str, list[str]] = {}
+        for node, why in self.unchecked.items():
+            behind = "a node that they depend on is broken, or was not run"
+            reasons.setdefault(behind if why.startswith(NO_VALUE) else why, []).append(node)
+        for why, nodes in reasons.items():
+            shown = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if nodes[3:] else "")
+            lines.append(f"not run: {shown}: {why}")
         lines.append(
             f"{len(self.labels)} nodes: {len(self.passing)} passing, {len(self.failing)} failing, "
             f"{len(self.unchecked)} not run; {', '.join(counts)}"
@@ -116,9 +124,10 @@ def lint(
     Raises:
         ModelError: the file cannot be read as a model.
     """
+    from polytool.surgeon.lint_calls import check_calls
     from polytool.surgeon.lint_graph import check_graphs
     from polytool.surgeon.lint_nodes import check_nodes
-    from polytool.surgeon.lint_run import check_run
+    from polytool.surgeon.lint_run import Run
 
     model = open_model(source)
     found = Lint()
@@ -126,7 +135,7 @@ def lint(
     paths = dict(named_graphs(workspace))
     found.labels = [label(node, path) for graph, path in paths.items() for node in graph.nodes]
     for where, what in workspace.problems:
-        nodes = [where[6:-1]] if where.startswith("node ") else []
+        nodes = [_with_path(where[6:-1], found.labels)] if where.startswith("node ") else []
         found.add(EXCEPTION, "polytool", what if nodes else f"{where}: {what}", nodes)
     check_graphs(workspace, paths, found)
     try:
@@ -136,11 +145,22 @@ def lint(
         found.unchecked = dict.fromkeys(found.labels, "the graph has a cycle")
         return found
     infer(workspace, Report())
-    loads = check_run(workspace, paths, found, feeds, providers)
-    check_nodes(workspace, paths, found, loads=loads)
+    run = Run(workspace, found, providers)
+    check_nodes(workspace, paths, found, loads=run.loads)
+    if not run.loads:
+        check_calls(workspace, found)
+    run.check(paths, feeds)
+    failing = set(found.failing)
+    found.unchecked = {x: why for x, why in found.unchecked.items() if x not in failing}
     return found
 
 
 def label(node: Node, prefix: str) -> str:
     """How the report calls a node."""
     return f"{prefix}{node.label}"
+
+
+def _with_path(name: str, labels: Sequence[str]) -> str:
+    """The label of the node `name`, which may stand in a body or function."""
+    fitting = (x for x in labels if x == name or x.endswith(f"/{name}"))
+    return next(fitting, name)
