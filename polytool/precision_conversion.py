@@ -133,6 +133,7 @@ def convert_precision(
     from polytool.backends.native.parser import parse
     from polytool.backends.native.passes.placement import place_on_host
     from polytool.backends.native.passes.precision import lower_precision
+    from polytool.surgeon.functions import expand_functions
     from polytool.surgeon.gs_graph import open_model
     from polytool.surgeon.precision import write_precisions
     from polytool.surgeon.report import Report
@@ -140,7 +141,7 @@ def convert_precision(
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is neither fp16 nor bf16")
     config = BuilderConfig.of(precision=precision, layer_precisions=layer_precisions)
-    original = _without_functions(open_model(source))
+    original = expand_functions(open_model(source))
     _check_opset(original, config)
     workspace = _opened(original, simplify)
     base = workspace.to_model()
@@ -164,15 +165,6 @@ def convert_precision(
     model = _checked(original, workspace, loads)
     done = {**report.done, "nodes in float32": _others(workspace, types)}
     return Reduced(model, precision, done, tuple(kept.values()), measured, tuple(notes))
-
-
-def _without_functions(model: Model) -> Model:
-    """Functions have no types of their own, so that each call needs a body of its own."""
-    if not model.proto.functions:
-        return model
-    from onnx import inliner
-
-    return model.derive(inliner.inline_local_functions(model.proto))
 
 
 def _opened(model: Model, simplify: bool) -> Workspace:

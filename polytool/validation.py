@@ -45,6 +45,13 @@ def validate(proto: onnx.ModelProto) -> None:
         )
 
 
+def node_faults(node: NodeProto, version: int) -> Iterator[str]:
+    """What is wrong with a node of an operator that ONNX defines, at this version of its domain."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    rules = _rules(node.op_type, domain, version)
+    return iter(()) if rules is None else rules.faults(node)
+
+
 def needed_inputs(op: str, domain: str, version: int) -> list[int]:
     """Which inputs a node of this operator cannot leave out."""
     rules = _rules(op, domain, version)
@@ -68,10 +75,7 @@ def _faults_of(nodes: Sequence[NodeProto], opsets: Opsets, functions: Functions)
         if not domain and domain not in opsets:
             yield "it imports no opset for domain 'ai.onnx', of which it has nodes"
             return
-        rules = _rules(node.op_type, domain, opsets.get(domain, 0))
-        if rules is None:
-            continue
-        for fault in rules.faults(node):
+        for fault in node_faults(node, opsets.get(domain, 0)):
             shown = node.name or f"{node.op_type}:{next((o for o in node.output if o), '')}"
             yield f"node {shown!r} ({node.op_type}) {fault}"
 

@@ -271,14 +271,16 @@ class _Parser:
         for index, tensor in enumerate(inputs):
             if tensor is not None and tensor.container == "sequence":
                 self.check_sequence(node, index, tensor)
-        dtypes = output_dtypes(
-            node.domain,
-            node.op,
-            node.version,
-            [t.dtype if t is not None else None for t in inputs],
-            len(node.outputs),
-            node.attrs,
-        )
+        dtypes: list[DType | None] = [None] * len(node.outputs)
+        if operator is not None:
+            dtypes = output_dtypes(
+                node.domain,
+                node.op,
+                node.version,
+                [t.dtype if t is not None else None for t in inputs],
+                len(node.outputs),
+                node.attrs,
+            )
         container = output_container(node.op, [t.container for t in inputs if t is not None])
         outputs: list[Tensor | None] = []
         for name, dtype in zip(node.outputs, dtypes, strict=True):

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, NodeProto
+from onnx import AttributeProto, NodeProto, TensorProto
 
+from polytool import arrays
 from polytool.backends.native.ops import registry
 from polytool.errors import ModelError
 from polytool.model import graphs, nodes
 from polytool.tensors import DType, Shape, TensorSpec
+from polytool.validation import validate
 
 
 def without_inputs(node: NodeProto, absent: set[str]) -> NodeProto:
@@ -165,7 +167,8 @@ def normal_domain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
 
 
-_LONGEST_VALUE = 1 << 20
+_LONGEST_VALUE = 1 << 16
+_SMALL, _LARGE_NUMBER = 64, 512
 _OPAQUE = "polytool.opaque"
 
 
@@ -173,16 +176,22 @@ def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
     """ONNX's shape inference, which follows the values of shapes where that is affordable.
 
     Following values, it makes a symbol of every element of every vector of known length, so that
-    a file of a few bytes could take all memory.
+    a file of a few bytes could take all memory; and it may crash on nodes that lack inputs.
 
     Raises:
         onnx.shape_inference.InferenceError, RuntimeError, ValueError: it gives up.
     """
-    shapes = [i.type.tensor_type.shape.dim for i in proto.graph.input]
-    longest = max((dims[0].dim_value for dims in shapes if len(dims) == 1), default=0)
-    follow = longest <= _LONGEST_VALUE
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=follow)
+        validate(proto)
+    except ModelError as err:
+        raise ValueError(str(err)) from err
+    try:
+        follow = True
+        if _has_large_numbers(proto.graph):
+            inferred = onnx.shape_inference.infer_shapes(proto)
+            follow = not _has_long_vectors(inferred.graph)
+        if follow:
+            inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         if any(o.version == 10 and not normal_domain(o.domain) for o in proto.opset_import):
             return _without_guesses(proto, inferred, follow)
         return inferred
@@ -225,3 +234,38 @@ def _make_opaque(graph: onnx.GraphProto, inferred: onnx.GraphProto) -> None:
         info.type.CopyFrom(known[node.output[0]].type)
         for dim in info.type.tensor_type.shape.dim:
             dim.ClearField("dim_param")
+
+
+def _has_large_numbers(graph: onnx.GraphProto) -> bool:
+    """Whether something in the graph could be a large dimension."""
+    if _has_long_vectors(graph):
+        return True
+    tensors = [t for t in graph.initializer if sum(t.dims) <= _SMALL]
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.TENSOR and sum(attribute.t.dims) <= _SMALL:
+                tensors.append(attribute.t)
+            elif (
+                attribute.type == AttributeProto.GRAPH and _has_large_numbers(attribute.g)
+            ) or max(attribute.ints, default=attribute.i) > _LARGE_NUMBER:
+                return True
+    return any(map(_is_large, tensors))
+
+
+def _is_large(tensor: onnx.TensorProto) -> bool:
+    if tensor.data_location == tensor.EXTERNAL or tensor.data_type == TensorProto.STRING:
+        return False
+    try:
+        values = arrays.decode(tensor)
+    except ModelError:
+        return False
+    return values.dtype.kind in "iuf" and bool((np.abs(values) > _LARGE_NUMBER).any())
+
+
+def _has_long_vectors(graph: onnx.GraphProto) -> bool:
+    infos = (*graph.input, *graph.value_info, *graph.output)
+    shapes = (i.type.tensor_type.shape.dim for i in infos)
+    if any(len(dims) == 1 and dims[0].dim_value > _LONGEST_VALUE for dims in shapes):
+        return True
+    bodies = (a.g for n in graph.node for a in n.attribute if a.type == AttributeProto.GRAPH)
+    return any(map(_has_long_vectors, bodies))
