@@ -43,7 +43,7 @@ def attention(rec: Recorder, layer: Layer) -> None:
     if flat and plain and y is not None and _fused(rec, node, views, mask, y):
         return
     keys, values = (
-        _appended(rec, past, new, present)
+        appended(rec, past, new, present)
         for past, new, present in ((past_k, views[1], rest[0]), (past_v, views[2], rest[1]))
     )
     probabilities = _probabilities(rec, node, views[0], keys, mask, past_k, lengths, rest[2])
@@ -76,7 +76,7 @@ def _store(rec: Recorder, view: View, tensor: Tensor) -> None:
     compute(rec, "store", view.shape, {"x": view}, {"y": rec.output(tensor)}, body)
 
 
-def _appended(rec: Recorder, past: Tensor | None, new: View, present: Tensor | None) -> View:
+def appended(rec: Recorder, past: Tensor | None, new: View, present: Tensor | None) -> View:
     """The cache followed by what is new, where it is asked for or needed."""
     if past is None and present is None:
         return new

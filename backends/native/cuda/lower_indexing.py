@@ -146,9 +146,12 @@ def eye_like(rec: Recorder, layer: Layer) -> None:
 def range_(rec: Recorder, layer: Layer) -> None:
     """Start plus multiples of the step."""
     node, (output,) = layer.nodes[0], layer.outputs
-    start, _, delta = (rec.view(given(node, i)) for i in range(3))
-    views = {"start": start, "delta": delta}
-    body = "y[unit] = narrow<T_y>(widen(start[0]) + (R_y)unit * widen(delta[0]));"
+    views = {"start": rec.view(given(node, 0))}
+    delta = node.inputs[2] if len(node.inputs) > 2 else None
+    if delta is not None:
+        views["delta"] = rec.view(delta)
+    step = "widen(delta[0])" if delta is not None else "1"
+    body = f"y[unit] = narrow<T_y>(widen(start[0]) + (R_y)unit * {step});"
     compute(rec, node.op, rec.shape(output), views, {"y": rec.output(output)}, body)
 
 

@@ -77,8 +77,6 @@ def quantize(rec: Recorder, layer: Layer) -> None:
 def dynamic_quantize(rec: Recorder, layer: Layer) -> None:
     """The range of the input decides scale and zero point."""
     node, x = layer.nodes[0], rec.dense(rec.view(given(layer.nodes[0], 0)))
-    axes = tuple(range(len(x.shape)))
-    low, high = (reduced(rec, op, x, axes, DType.FLOAT) for op in ("ReduceMin", "ReduceMax"))
     y, scale, zero = (
         rec.output(t) if t is not None else View.new(dtype, shape)
         for t, dtype, shape in zip(
@@ -88,6 +86,13 @@ def dynamic_quantize(rec: Recorder, layer: Layer) -> None:
             strict=True,
         )
     )
+    dynamic_scale(rec, x, y, scale, zero)
+
+
+def dynamic_scale(rec: Recorder, x: View, y: View, scale: View, zero: View) -> None:
+    """Quantise `x` to uint8 by its range, widened to zero: values, scale and zero point."""
+    axes = tuple(range(len(x.shape)))
+    low, high = (reduced(rec, op, x, axes, DType.FLOAT) for op in ("ReduceMin", "ReduceMax"))
     body = f"""
         const bool any = {int(x.count > 0)};
         const float a = any ? fminf(low[0], 0) : 0, b = any ? fmaxf(high[0], 0) : 0;
@@ -96,12 +101,12 @@ def dynamic_quantize(rec: Recorder, layer: Layer) -> None:
         zero[0] = (unsigned char)fminf(fmaxf(rintf(0 - a / s), 0), 255);"""
     outputs = {"scale": scale, "zero": zero}
     compute(rec, "dynamic_scale", (), {"low": low, "high": high}, outputs, body)
-    value = on_grid("x[unit] / scale[0]", "zero[0]", DType.UINT8, "float")
+    value = on_grid("widen(x[unit]) / scale[0]", "zero[0]", DType.UINT8, "float")
     views = {"x": x, "scale": scale, "zero": zero}
-    compute(rec, node.op, x.shape, views, {"y": y}, f"y[unit] = {value};")
+    compute(rec, "dynamic_quantize", x.shape, views, {"y": y}, f"y[unit] = {value};")
 
 
-def _product(
+def integer_product(
     rec: Recorder, node: Node, a: View, b: View, zeros: tuple[Tensor | None, Tensor | None],
     extra: dict[str, View], output: Tensor, result: str, acc: str,
 ) -> None:  # fmt: skip
@@ -147,7 +152,7 @@ def matmul_integer(rec: Recorder, layer: Layer) -> None:
         raise UnsupportedError("an integer product has no epilogue")
     a, b = rec.view(given(node, 0)), rec.view(given(node, 1))
     zero_a, zero_b = [*node.inputs[2:], None, None][:2]
-    _product(rec, node, a, b, (zero_a, zero_b), {}, output, "sum", "int")
+    integer_product(rec, node, a, b, (zero_a, zero_b), {}, output, "sum", "int")
 
 
 @lowering("QLinearMatMul")
@@ -172,7 +177,7 @@ def qlinear_matmul(rec: Recorder, layer: Layer) -> None:
     assert output.dtype is not None
     result = on_grid(scaled, f"widen({factors[3]})", output.dtype, kind)
     zeros = (given(node, 2), given(node, 5))
-    _product(rec, node, a, b, zeros, extra, output, result, "int" if whole else kind)
+    integer_product(rec, node, a, b, zeros, extra, output, result, "int" if whole else kind)
 
 
 def _zero(name: str, tensor: Tensor | None, rec: Recorder, extra: dict[str, View]) -> str:

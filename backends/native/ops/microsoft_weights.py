@@ -48,12 +48,12 @@ def matmul_n_bits(
     if b.size == 0:
         y = xp.zeros((*a.shape[:-1], N), dtype=a.dtype)
     else:
-        w = _block_weights(xp, b, scales, zero_points, g_idx, K, N, bits, block_size)
+        w = block_weights(xp, b, scales, zero_points, g_idx, K, N, bits, block_size)
         y = a @ w.astype(a.dtype, copy=False).T
     return y if bias is None else y + bias
 
 
-def _block_weights(
+def block_weights(
     xp: Any,
     b: Array,
     scales: Array,
