@@ -26,6 +26,7 @@ from polytool.comparators.verdicts import AGREE, DIFFER, Judgement
 from polytool.errors import PolytoolError, UsageError
 from polytool.model import Model, load
 from polytool.output_grains import output_grains
+from polytool.patterns import lookup
 from polytool.postprocess import Step, call, load_function, postprocessed
 from polytool.results import Iteration, Run, RunResults
 from polytool.results import run as run_all
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-_ENGINE_OPTIONS = ("device", "cuda_graph", "kernels", "retune")
+# What the native runner takes beside an engine that is loaded.
+ENGINE_OPTIONS = ("device", "cuda_graph", "kernels", "retune", "optimization_profile")
 """What a native runner takes of an engine that is built already."""
 
 OnIteration = Callable[[str, int, Iteration], None]
@@ -105,6 +107,7 @@ class Session:
         model: the model as it was run; None for an engine.
         feeds: the inputs; None where nothing was run.
         notes: what the user should know: the data that were chosen, options that did nothing.
+        shapes: those of inputs that were asked for, or that an optimization profile calls usual.
         bounds: what the inputs did to bounds that surgery has set, where that was asked.
     """
 
@@ -113,6 +116,7 @@ class Session:
     feeds: InputData | None
     notes: tuple[str, ...]
     bounds: tuple[BoundCheck, ...] | None = None
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def reference(self) -> str:
@@ -187,16 +191,18 @@ def perform(request: Request, on_iteration: OnIteration | None = None) -> Sessio
     """
     check(request)
     notes: list[str] = []
+    shapes = request.shapes
     loaded = [RunResults.load(path) for path in request.load_outputs]
     model = open_model(request, notes)
     feeds, runners = None, []
     if request.runners:
         runners = make_runners(request, model, notes)
+        shapes = shapes_of(request, runners)
         feeds = make_data(request, model, runners, notes)
         notes += feeds.notes
     own = RunResults()
     saves = {"timing_cache": request.save_timing_cache, "tactics": request.save_tactics}
-    engine = _native(runners).engine if any(saves.values()) else None
+    engine = _native(runners) if any(saves.values()) else None
     if feeds is not None:
         own = run_all(
             None,
@@ -210,7 +216,7 @@ def perform(request: Request, on_iteration: OnIteration | None = None) -> Sessio
         from polytool.tactic_files import save_decisions
 
         notes += save_decisions(engine, **saves)
-    return Session(joined([own, *loaded]), model, feeds, tuple(notes))
+    return Session(joined([own, *loaded]), model, feeds, tuple(notes), shapes=shapes)
 
 
 def check(request: Request) -> None:
@@ -288,9 +294,9 @@ def make_runners(request: Request, model: Model | None, notes: list[str]) -> lis
         for name in request.runners
     ]
     if request.save_engine:
-        _native(runners).engine.save(request.save_engine)
+        _native(runners).save(request.save_engine)
     for runner in runners:
-        notes += getattr(getattr(runner, "engine", None), "notes", ())
+        notes += getattr(_engine(runner), "notes", ())
     if not shown or exact:
         return runners
     return observed(runners, shown, notes)
@@ -302,7 +308,7 @@ def make_runner(
     """The runner of that name."""
     options = dict(request.options.get(name, {}))
     if name == "native" and (request.engine or model is None):
-        options = {k: v for k, v in options.items() if k in _ENGINE_OPTIONS}
+        options = {k: v for k, v in options.items() if k in ENGINE_OPTIONS}
         return registry.runner(name, request.engine or request.model, **options)
     if name == "onnxrt" and bulk and not options.get("graph_optimization_level"):
         options["graph_optimization_level"] = "disable"
@@ -312,7 +318,32 @@ def make_runner(
 
 
 def _native(runners: Iterable[Runner]) -> Any:
-    return next(r for r in runners if r.name == "native")
+    """The engine of the native runner."""
+    return next(_engine(r) for r in runners if r.name == "native")
+
+
+def _engine(runner: Runner) -> Any:
+    """The native engine of a runner; None where it has none."""
+    return getattr(getattr(runner, "observed", runner), "engine", None)
+
+
+def shapes_of(request: Request, runners: Sequence[Runner]) -> dict[str, Sequence[int]]:
+    """The shapes that are asked for, and for other inputs the usual ones of a profile.
+
+    It is the chosen profile of the native engine, else its first.
+    """
+    found: dict[str, Sequence[int]] = {}
+    if not (request.files or request.script):
+        index = request.options.get("native", {}).get("optimization_profile") or 0
+        for profile in (p for r in runners if (p := _profile(_engine(r), index)) is not None):
+            found |= {n: opt for n, (_, opt, _) in profile.shapes.items()}
+    found = {n: s for n, s in found.items() if lookup(request.shapes, n) is None}
+    return {**found, **request.shapes}
+
+
+def _profile(engine: Any, index: int) -> Any:
+    profiles = () if engine is None else engine.config.profiles
+    return profiles[index] if index < len(profiles) else None
 
 
 def observed(runners: Sequence[Runner], shown: Sequence[str], notes: list[str]) -> list[Runner]:
@@ -343,7 +374,7 @@ def make_data(
     feeds = make_feeds(
         model,
         inputs=next((r.inputs for r in runners if r.inputs), None) if model is None else None,
-        shapes=request.shapes,
+        shapes=shapes_of(request, runners),
         seed=request.seed,
         ranges=request.ranges,
         iterations=1 if request.iterations is None else request.iterations,

@@ -130,6 +130,9 @@ class ObservedRunner(Runner):
         runner: the runner to observe.
         names: the tensors; each must be one of its taps or outputs.
         dtypes: the types in which tensors are returned, where they are stored in others.
+
+    Attributes:
+        observed: that runner.
     """
 
     def __init__(
@@ -137,7 +140,7 @@ class ObservedRunner(Runner):
     ) -> None:
         self.name = runner.name
         self.inputs = runner.inputs
-        self._runner = runner
+        self.observed = runner
         self._names = tuple(names)
         self._dtypes = dict(dtypes or {})
         specs = {tap.tensor: tap.spec for tap in runner.taps()} | {
@@ -147,11 +150,11 @@ class ObservedRunner(Runner):
 
     def activate(self) -> None:
         """Activate the observed runner."""
-        self._runner.activate()
+        self.observed.activate()
 
     def deactivate(self) -> None:
         """Deactivate the observed runner."""
-        self._runner.deactivate()
+        self.observed.deactivate()
 
     def infer(self, feeds: Feeds) -> Outputs:
         """Run once and return the chosen tensors."""
@@ -161,17 +164,17 @@ class ObservedRunner(Runner):
             if tap.tensor in wanted:
                 seen[tap.tensor] = _kept(value, self._dtypes.get(tap.tensor, tap.spec.dtype))
 
-        outputs = self._runner.infer(feeds, observe)
+        outputs = self.observed.infer(feeds, observe)
         return {name: outputs[name] if name in outputs else seen[name] for name in self._names}
 
     def last_inference_time(self) -> float:
         """Seconds of the last inference, observing included."""
-        return self._runner.last_inference_time()
+        return self.observed.last_inference_time()
 
     @property
     def settings(self) -> dict[str, Any]:
         """Those of the observed runner."""
-        return self._runner.settings
+        return self.observed.settings
 
 
 def _kept(value: Any, dtype: DType | None) -> Any:

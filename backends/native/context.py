@@ -12,7 +12,7 @@ from polytool.backends.native.engine import Engine
 from polytool.backends.native.network import Layer, Tensor
 from polytool.backends.native.numerics import load, unload
 from polytool.backends.native.profiler import Profiler
-from polytool.backends.native.profiles import check_profiles
+from polytool.backends.native.profiles import check_profiles, select_profiles
 from polytool.backends.native.tactics.pool import single_threaded_blas
 from polytool.errors import UsageError
 from polytool.tensors import as_numpy
@@ -35,12 +35,22 @@ class ExecutionContext:
         engine: what it runs.
         cuda_graph: on a GPU, whether the launches for each set of shapes are captured as one CUDA
             graph; what the engine was built with by default.
+        optimization_profile: number of the profile that shapes must fit; any by default.
+
+    Raises:
+        UsageError: the engine has no such profile.
     """
 
-    def __init__(self, engine: Engine, cuda_graph: bool | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        cuda_graph: bool | None = None,
+        optimization_profile: int | None = None,
+    ) -> None:
         self.engine = engine
         self.profiler: Profiler | None = None
         self._specs = [t.spec for t in engine.network.inputs]
+        self._profiles = select_profiles(engine.config.profiles, optimization_profile, engine.name)
         self._program: Program | LazyProgram | CudaProgram
         self._replays: Replays | None = None
         if engine.device == "cuda":
@@ -188,9 +198,9 @@ class ExecutionContext:
         """
         engine = self.engine
         ready = check_feeds(self._specs, feeds, who=engine.name, one_size=True)
-        if engine.config.profiles:
+        if self._profiles:
             shapes = {n: v.shape for n, v in ready.items() if hasattr(v, "shape")}
-            check_profiles(engine.config.profiles, shapes)
+            check_profiles(self._profiles, shapes)
         return [_on_host(ready[spec.name]) for spec in self._specs]
 
     def _stored(self, arrays: Sequence[Any]) -> list[Any]:

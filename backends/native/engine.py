@@ -107,7 +107,9 @@ class Engine:
             return list(self.sections)
         return [*(s for s in self.sections if s.stamp != mine.stamp), mine]
 
-    def create_execution_context(self, *, cuda_graph: bool | None = None) -> ExecutionContext:
+    def create_execution_context(
+        self, *, cuda_graph: bool | None = None, optimization_profile: int | None = None
+    ) -> ExecutionContext:
         """A context: what one thread needs to run the engine; see `ExecutionContext`."""
         from polytool.backends.native.context import ExecutionContext
 
@@ -116,7 +118,7 @@ class Engine:
                 return self.spare.pop()  # that of the build, which has everything in place
             except IndexError:
                 pass
-        return ExecutionContext(self, cuda_graph)
+        return ExecutionContext(self, cuda_graph, optimization_profile)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all."""

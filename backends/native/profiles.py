@@ -65,6 +65,26 @@ class OptimizationProfile:
         return {name: [list(d) for d in triple] for name, triple in self.shapes.items()}
 
 
+def select_profiles(
+    profiles: Sequence[OptimizationProfile], index: int | None, who: str
+) -> Sequence[OptimizationProfile]:
+    """All profiles, or the one of that number.
+
+    Raises:
+        UsageError: there is none of that number.
+    """
+    if index is None:
+        return profiles
+    if not 0 <= index < len(profiles):
+        count = f"{len(profiles)} optimization profile{'' if len(profiles) == 1 else 's'}"
+        known = f" (0 to {len(profiles) - 1})" if len(profiles) > 1 else " (0)" if profiles else ""
+        raise UsageError(
+            f"there is no optimization profile {index}: {who} has {count}{known}; build it with "
+            "more of --native-min-shapes and --native-max-shapes"
+        )
+    return [profiles[index]]
+
+
 def check_profiles(
     profiles: Sequence[OptimizationProfile], shapes: Mapping[str, Sequence[int]]
 ) -> None:

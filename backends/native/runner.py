@@ -19,6 +19,7 @@ from polytool.backends.native.engine import Engine
 from polytool.backends.native.network import Layer, Tensor
 from polytool.backends.native.numerics import unload
 from polytool.backends.native.profiler import Profiler
+from polytool.backends.native.profiles import select_profiles
 from polytool.backends.native.tactics import choose
 from polytool.errors import UsageError
 from polytool.tensors import TensorSpec
@@ -37,6 +38,7 @@ class NativeRunner(Observable):
         optimize: False runs the nodes one by one, unfolded and unfused.
         config: a complete BuilderConfig in place of the options above.
         kernels, retune: for engine files, see `Engine.load`.
+        optimization_profile: number of the profile that shapes must fit; any by default.
         builder_options: further arguments of `BuilderConfig.of`; with an engine only `cuda_graph`
             has a meaning.
     """
@@ -57,6 +59,7 @@ class NativeRunner(Observable):
         name: str | None = None,
         kernels: bool = True,
         retune: bool = True,
+        optimization_profile: int | None = None,
         **builder_options: Any,
     ) -> None:
         self._cuda_graph: bool | None = builder_options.get("cuda_graph")
@@ -83,6 +86,8 @@ class NativeRunner(Observable):
             )
         if name is not None:
             self.name = name
+        select_profiles(self.engine.config.profiles, optimization_profile, self.engine.name)
+        self._optimization_profile = optimization_profile
         network = self.engine.network
         self.inputs = tuple(t.spec for t in network.inputs)
         self.outputs = tuple(
@@ -95,7 +100,9 @@ class NativeRunner(Observable):
     def activate(self) -> None:
         """Create the execution context."""
         if self.context is None:
-            self.context = self.engine.create_execution_context(cuda_graph=self._cuda_graph)
+            self.context = self.engine.create_execution_context(
+                cuda_graph=self._cuda_graph, optimization_profile=self._optimization_profile
+            )
 
     def deactivate(self) -> None:
         """Drop the execution context."""
@@ -190,7 +197,12 @@ class NativeRunner(Observable):
 
     def another(self) -> NativeRunner:
         """One more context on the same engine."""
-        return NativeRunner(self.engine, name=self.name)
+        return NativeRunner(
+            self.engine,
+            name=self.name,
+            cuda_graph=self._cuda_graph,
+            optimization_profile=self._optimization_profile,
+        )
 
     def device_memory(self) -> dict[str, int]:
         """Bytes of GPU memory; empty on the CPU."""

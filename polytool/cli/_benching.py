@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -201,6 +201,7 @@ def request_of(
     source: Source,
     builder: _runners.Builder,
     tactics: _tactics.Tactics,
+    context: Mapping[str, Any],
     onnxrt: _runners.Onnxrt,
     feeds: options.FeedOptions,
 ) -> Request:
@@ -211,7 +212,7 @@ def request_of(
         **source.to_request(),
         runners=tuple(runners) or ("native",),
         options={
-            "native": builder.to_options() | tactics.to_options(),
+            "native": {**builder.to_options(), **tactics.to_options(), **context},
             "onnxrt": onnxrt.to_options(),
         },
         save_timing_cache=tactics.save_timing_cache,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from polytool.cli import _runners, options
+from polytool.cli import options
 from polytool.cli.output import note
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ _DEFAULT_TARGET = "snr>=40"
 
 def run_locate(
     model: str,
-    builder: _runners.Builder,
+    building: Mapping[str, Any],
     feeds: options.FeedOptions,
     against: str,
     engine: str | None,
@@ -30,6 +31,7 @@ def run_locate(
     """Make the inputs, locate, and write the fix."""
     import sys
 
+    from polytool.agreement import ENGINE_OPTIONS
     from polytool.conversion import check_writable
     from polytool.debugging import locate
     from polytool.feeds import make_feeds, save_feeds
@@ -64,7 +66,7 @@ def run_locate(
         targets=targets,
         reproducer=reproducer,
         progress=progress if sys.stderr.isatty() else None,
-        **({} if engine is not None else builder.to_options()),
+        **{k: v for k, v in building.items() if engine is None or k in ENGINE_OPTIONS},
     )
     if sys.stderr.isatty():
         click.echo("\r\033[K", err=True, nl=False)

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from polytool.cli import options
 from polytool.cli.output import result, table, verdict
 from polytool.comparators import comparison_text
 from polytool.tensors import format_shape
@@ -25,7 +26,7 @@ def describe(session: Session, comparison: Comparison, request: Request) -> str:
     facts = [*_verdict_on_each(comparison), *_facts(session)]
     parts = [comparison_text.describe(comparison), "\n".join(facts)]
     if comparison.verdict == "differ":
-        parts.append(_next_step(request))
+        parts.append(_next_step(session, request))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -54,20 +55,25 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _next_step(request: Request) -> str:
-    """The command that looks for the layer at fault."""
+# What both commands take, but what has no part in looking for a layer.
+_NOT_REPEATED = ("--json", "--report", "--save-inputs", "-v", "-q", "--verbose", "--quiet",
+                 "--log-file")  # fmt: skip
+
+
+def _next_step(session: Session, request: Request) -> str:
+    """The command that looks for the layer at fault, on the same data and engine."""
     if "native" not in request.runners:
         return ""
-    words = ["polytool debug locate", shlex.quote(request.model), "--native"]
-    precision = request.options.get("native", {}).get("precision", "fp32")
-    words += [f"--{precision}"] if precision != "fp32" else []
-    words += [f"--load-engine {shlex.quote(request.engine)}"] if request.engine else []
-    words += ["--against onnxrt"] if "onnxrt" in request.runners else []
-    words += [f"--load-inputs {shlex.quote(path)}" for path in request.files[:1]]
-    for name, sizes in request.shapes.items():
-        shape = shlex.quote(f"{name}:[{','.join(map(str, sizes))}]")
-        words.append(f"--input-shapes {shape}")
-    return f"Which layer did it?  {' '.join(words)}"
+    from polytool.cli.debug.locate import locate
+
+    words = ["polytool", "debug", "locate", request.model]
+    words += options.words_for(locate, without=_NOT_REPEATED)
+    if "oracle" not in request.runners and "onnxrt" in request.runners:
+        words += ["--against", "onnxrt"]
+    for name, sizes in session.shapes.items():
+        if name not in request.shapes:  # it comes from an optimization profile
+            words += ["--input-shapes", f"{name}:[{','.join(map(str, sizes))}]"]
+    return f"Which layer did it?  {shlex.join(words)}"
 
 
 def to_json(session: Session) -> dict[str, Any]:

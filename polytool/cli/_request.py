@@ -23,6 +23,7 @@ def request_of(
     onnxrt: _runners.Onnxrt,
     files: _runners.Files,
     feeds: options.FeedOptions,
+    optimization_profile: int | None,
     external_data_dir: str | None,
     ignore_external_data: bool,
 ) -> Request:
@@ -33,7 +34,10 @@ def request_of(
         model=model,
         runners=runners,
         options={
-            "native": builder.to_options() | tactics.to_options() | loading,
+            "native": builder.to_options()
+            | tactics.to_options()
+            | loading
+            | {"optimization_profile": optimization_profile},
             "onnxrt": onnxrt.to_options(),
         },
         engine=files.load_engine,
@@ -102,9 +106,16 @@ def unused(
     onnxrt: _runners.Onnxrt,
 ) -> Iterator[str]:
     """Options for a runner that was not chosen: they do nothing."""
-    said = builder != _runners.Builder() or tactics != _tactics.Tactics()
+    profile = request.options["native"]["optimization_profile"]
+    said = builder != _runners.Builder() or tactics != _tactics.Tactics() or profile is not None
     if "native" not in request.runners and said:
         yield "options of the native engine have no effect without --native"
+    elif options.is_given("cuda_graph"):
+        from polytool.backends.native.builder import choose_device
+
+        if choose_device(builder.device) == "cpu":
+            flag = "--use-cuda-graph" if tactics.cuda_graph else "--no-cuda-graph"
+            yield f"{flag} has no effect on the CPU"
     if "onnxrt" not in request.runners and onnxrt != _runners.Onnxrt():
         yield "options of ONNX Runtime have no effect without --onnxrt"
     if request.engine and (builder != _runners.Builder(device=builder.device) or tactics.decides):

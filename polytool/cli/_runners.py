@@ -165,6 +165,15 @@ def builder(function: F) -> F:
     )
 
 
+optimization_profile: options.Decorator = options.option(
+    "--optimization-profile",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Profile of the native engine that shapes must fit and whose usual shapes are run, from 0 "
+    "on.  [any; the first]",
+)
+
+
 @dataclass(frozen=True)
 class Files:
     """Engines and results that are loaded or saved, and which outputs, as the user said it."""

@@ -53,70 +53,73 @@ class Tactics:
         )
 
 
+_DECIDING = (
+    options.option(
+        "--builder-optimization-level",
+        type=click.IntRange(0, 5),
+        default=3,
+        help="How many tactics of each layer are timed on a GPU: 0 none, 3 and above all; "
+        "on the CPU 0 takes generic tactics.",
+    ),
+    options.option(
+        "--tactic-sources",
+        several=True,
+        metavar="[+-]NAME",
+        help="Where tactics may come from: nvrtc, cublas_lt, cudnn; -NAME leaves one out.  [all]",
+    ),
+    options.option(
+        "--pool-limit",
+        several=True,
+        metavar="NAME:SIZE",
+        help="The most memory that a tactic may use besides its tensors, as workspace:1G.",
+    ),
+    options.option(
+        "--allow-nondeterministic",
+        is_flag=True,
+        help="Allow tactics that give slightly different numbers each time.",
+    ),
+    options.option(
+        "--use-cuda-graph/--no-cuda-graph",
+        "cuda_graph",
+        default=True,
+        help="Launch known shapes on a GPU as one CUDA graph.  [on]",
+    ),
+    options.option(
+        "--load-timing-cache", type=click.Path(), metavar="FILE", help="Times of earlier builds."
+    ),
+    options.option(
+        "--load-tactics",
+        "--load-tactic-replay",
+        type=click.Path(),
+        metavar="FILE",
+        help="Decide as an earlier build did.",
+    ),
+)
+_SAVING = (
+    options.option(
+        "--save-timing-cache",
+        type=click.Path(),
+        metavar="FILE",
+        help="Keep the times of this build; those in FILE stay.",
+    ),
+    options.option(
+        "--save-tactics",
+        "--save-tactic-replay",
+        type=click.Path(),
+        metavar="FILE",
+        help="Save the chosen tactics, for --load-tactics and inspect tactics.",
+    ),
+)
+
+
+def deciding(function: F) -> F:
+    """The options without those that save, passed as one `tactics: Tactics`."""
+    return options.bundle(function, "tactics", _read, _DECIDING)
+
+
 def tactics(function: F) -> F:
     """The options, passed as one `tactics: Tactics`."""
-    path = click.Path()
-    return options.bundle(
-        function,
-        "tactics",
-        _read,
-        (
-            options.option(
-                "--builder-optimization-level",
-                type=click.IntRange(0, 5),
-                default=3,
-                help="How many tactics of each layer are timed on a GPU: 0 none, 3 and above all; "
-                "on the CPU 0 takes generic tactics.",
-            ),
-            options.option(
-                "--tactic-sources",
-                several=True,
-                metavar="[+-]NAME",
-                help="Where tactics may come from: nvrtc, cublas_lt, cudnn; -NAME leaves one out.  "
-                "[all]",
-            ),
-            options.option(
-                "--pool-limit",
-                several=True,
-                metavar="NAME:SIZE",
-                help="The most memory that a tactic may use besides its tensors, as workspace:1G.",
-            ),
-            options.option(
-                "--allow-nondeterministic",
-                is_flag=True,
-                help="Allow tactics that give slightly different numbers each time.",
-            ),
-            options.option(
-                "--use-cuda-graph/--no-cuda-graph",
-                "cuda_graph",
-                default=True,
-                help="Launch known shapes on a GPU as one CUDA graph.  [on]",
-            ),
-            options.option(
-                "--load-timing-cache", type=path, metavar="FILE", help="Times of earlier builds."
-            ),
-            options.option(
-                "--save-timing-cache",
-                type=path,
-                metavar="FILE",
-                help="Keep the times of this build; those in FILE stay.",
-            ),
-            options.option(
-                "--load-tactics",
-                "--load-tactic-replay",
-                type=path,
-                metavar="FILE",
-                help="Decide as an earlier build did.",
-            ),
-            options.option(
-                "--save-tactics",
-                "--save-tactic-replay",
-                type=path,
-                metavar="FILE",
-                help="Save the chosen tactics, for --load-tactics and inspect tactics.",
-            ),
-        ),
-    )
+    return options.bundle(function, "tactics", _read, (*_DECIDING, *_SAVING))
 
 
 def loading(function: F) -> F:

@@ -13,6 +13,8 @@ from polytool.cli.output import note, result
 @_runners.chosen
 @_runners.builder
 @_tactics.tactics
+@_tactics.loading
+@_runners.optimization_profile
 @_runners.onnxrt
 @options.timed_feeds
 @_benching.timing
@@ -23,6 +25,8 @@ def bench(
     runners: Sequence[str],
     builder: _runners.Builder,
     tactics: _tactics.Tactics,
+    loading: dict[str, bool],
+    optimization_profile: int | None,
     onnxrt: _runners.Onnxrt,
     feeds: options.FeedOptions,
     timing: _benching.Timing,
@@ -41,7 +45,8 @@ def bench(
     from polytool.benchmarking import benchmark
 
     _benching.check(files)
-    request = _benching.request_of(runners, source, builder, tactics, onnxrt, feeds)
+    context = {**loading, "optimization_profile": optimization_profile}
+    request = _benching.request_of(runners, source, builder, tactics, context, onnxrt, feeds)
     with _benching.progress() as say:
         found = benchmark(request, _benching.schedule_of(timing, files), say)
     for text in (*found.notes, *_request.unused(request, builder, tactics, onnxrt)):

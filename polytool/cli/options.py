@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -25,6 +25,7 @@ from polytool.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_WORDS = "polytool.words"  # where a context keeps the words of its command line
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -55,7 +56,9 @@ class Command(click.Command):
         super().__init__(*args, **attrs)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, spread(self.params, args))
+        words = spread(self.params, args)
+        ctx.meta[_WORDS] = tuple(words)
+        return super().parse_args(ctx, words)
 
     def invoke(self, ctx: click.Context) -> Any:
         _configure_logging(ctx.params)
@@ -73,6 +76,37 @@ class Command(click.Command):
 def command() -> Callable[[Callable[..., Any]], Command]:
     """`@options.command()` instead of `@click.command()`."""
     return click.command(cls=Command)
+
+
+def words_for(other: click.Command, *, without: Collection[str] = ()) -> list[str]:
+    """The options of the command that runs now, as given, that another command takes as well.
+
+    Args:
+        other: that command.
+        without: names of options to leave out.
+    """
+    context = click.get_current_context()
+    own = {n: p for p in context.command.params for n in (*p.opts, *p.secondary_opts)}
+    taken = {n for p in other.params for n in (*p.opts, *p.secondary_opts)} - set(without)
+    found: list[str] = []
+    rest = list(context.meta[_WORDS])
+    while rest and rest[0] != "--":
+        word = rest.pop(0)
+        name, joined, _ = word.partition("=")
+        param = own.get(name)
+        if not isinstance(param, click.Option):
+            continue
+        count = 0 if joined or param.is_flag or param.count else param.nargs
+        values = [rest.pop(0) for _ in range(count)]
+        if name in taken:
+            found += [word, *values]
+    return found
+
+
+def is_given(name: str) -> bool:
+    """Whether the user gave that parameter of the command that runs now."""
+    given = click.get_current_context().get_parameter_source(name)
+    return given is click.core.ParameterSource.COMMANDLINE
 
 
 def option(*names: str, **attrs: Any) -> Decorator:

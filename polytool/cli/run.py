@@ -14,6 +14,7 @@ from polytool.cli.output import note, result
 @_runners.builder
 @_tactics.tactics
 @_tactics.loading
+@_runners.optimization_profile
 @_runners.onnxrt
 @options.feeds
 @_runners.files

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from polytool.cli import _runners, options
+from polytool.cli import _runners, _tactics, options
 from polytool.cli.output import note, result
 
 
 @options.command()
 @options.model
 @_runners.builder
+@_tactics.deciding
+@_tactics.loading
 @options.feeds
 @options.option(
     "--against",
@@ -41,6 +43,8 @@ from polytool.cli.output import note, result
 def locate(
     model: str,
     builder: _runners.Builder,
+    tactics: _tactics.Tactics,
+    loading: dict[str, bool],
     feeds: options.FeedOptions,
     against: str,
     load_engine: str | None,
@@ -61,8 +65,9 @@ def locate(
     from polytool.cli._locating import run_locate
     from polytool.diagnosis import show
 
+    options_ = {**builder.to_options(), **tactics.to_options(), **loading}
     found = run_locate(
-        model, builder, feeds, against, load_engine, targets, fix, reproducer, external_data_dir
+        model, options_, feeds, against, load_engine, targets, fix, reproducer, external_data_dir
     )
     for text in found.not_checked:
         note(f"not checked: {text}")
