@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from polytool.comparators.findings import Finding, Location
 
 
+_GROWS = 4.0  # times, from which on it is worth a line
+
+
 def show(found: Location, top: int = 5) -> str:
     """The answer on one screen."""
     parts = [_headline(found)]
@@ -20,6 +23,9 @@ def show(found: Location, top: int = 5) -> str:
         parts.append(_culprit(first))
     parts.append(_ranking(found, top))
     parts.append(_outputs(found))
+    growth = None if first is not None else _growth(found)
+    if growth is not None:
+        parts.append(growth)
     if found.fix is not None:
         parts.append(_fix(found))
     return "\n\n".join(parts)
@@ -91,6 +97,26 @@ def _ranking(found: Location, top: int) -> str:
 def _outputs(found: Location) -> str:
     rows = [(_shorten(name, 60), _error(error)) for name, error in found.outputs.items()]
     return table(rows, ("output", "relative L2"), align="lr") if rows else "no output was compared"
+
+
+def _growth(found: Location) -> str | None:
+    """Where the error of sound layers grows most, if what grows there reaches the outputs."""
+    errors = [e for e in found.outputs.values() if e is not None]
+    totals = {t: f.total_error for f in found.findings for t in f.tensors}
+    grown = []
+    for finding in found.findings:
+        before = max((totals.get(name) or 0.0 for name in finding.inputs), default=0.0)
+        after = finding.inherited_error
+        if before and after and after > 0.1 * max(errors, default=0.0):
+            grown.append((after / before, finding.position, before, after, finding))
+    if not grown or max(grown)[0] < _GROWS:
+        return None
+    times, _, before, after, finding = max(grown)
+    name = click.style(_nodes(finding, 2), bold=True)
+    return (
+        f"the error grows most at {name}: {before:.1e} in its inputs, {after:.1e} behind it "
+        f"({times:.0f} times)"
+    )
 
 
 def _fix(found: Location) -> str:

@@ -13,7 +13,7 @@ from polytool.backends.native.network import Layer, Network, Node, Tensor, Value
 from polytool.backends.native.numerics import load as to_stored
 from polytool.backends.native.parser import parse
 from polytool.backends.native.program import LazyProgram, Program
-from polytool.backends.native.tactics.base import Mode
+from polytool.backends.native.tactics.base import Launch, Mode
 from polytool.collection import paused_collection
 from polytool.errors import UsageError
 from polytool.model import load
@@ -45,6 +45,7 @@ class NativeOracle(LayerOracle):
             for layer in network.layers:
                 self._carry(layer.nodes[0])
         self._programs: dict[tuple[frozenset[str], tuple[str, ...], bool], Program] = {}
+        self._bound: dict[Layer, Launch] = {}
         self._biases: dict[Tensor, Tensor] = {}
         self._bias_values: dict[Tensor, Any] = {}
 
@@ -145,7 +146,8 @@ class NativeOracle(LayerOracle):
         network = Network("slice", [*used, *biases], outputs, layers)
         if weights > _CACHED:
             return LazyProgram(network, _WIDE)
-        program = self._programs[key] = Program(network, _WIDE)
+        bound = None if noisy else self._bound  # opened layers are new ones each time
+        program = self._programs[key] = Program(network, _WIDE, bound=bound)
         return program
 
     def _open(self, layers: list[Layer]) -> tuple[list[Layer], list[Tensor]]:

@@ -16,7 +16,7 @@ import numpy as np
 from polytool.backends.native.network import Layer, Network, Tensor
 from polytool.backends.native.numerics import load, storage, store
 from polytool.backends.native.tactics import choose
-from polytool.backends.native.tactics.base import Mode
+from polytool.backends.native.tactics.base import Launch, Mode
 from polytool.backends.native.tactics.numpy_generic import stored_constant
 from polytool.collection import paused_collection
 from polytool.errors import PolytoolError, RunnerError
@@ -50,10 +50,26 @@ class Step:
 
 
 class Program:
-    """The steps of one network; `run` takes its inputs followed by its captures."""
+    """The steps of one network; `run` takes its inputs followed by its captures.
 
-    def __init__(self, network: Network, mode: Mode, *, body: bool = False) -> None:
+    Args:
+        network: what is run.
+        mode: how values are stored.
+        body: it is the body of an If, Loop or Scan.
+        bound: layers that are bound already; those that are not are added. For programs of parts
+            of one network.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        mode: Mode,
+        *,
+        body: bool = False,
+        bound: dict[Layer, Launch] | None = None,
+    ) -> None:
         self.network, self.mode = network, mode
+        self._bound = bound
         self._entry = network.entry if body and network.inputs else None
         self._slots: dict[Tensor, int] = {}
         self._base: list[Any] = []
@@ -100,14 +116,7 @@ class Program:
 
             launch, watched = compile_control(layer, self.mode)
         else:
-            try:
-                launch = choose(layer, self.mode).compile(layer, self.mode)
-            except (ValueError, IndexError) as err:
-                nodes = ", ".join(layer.origin) or layer.name
-                raise RunnerError(
-                    f"node {nodes} ({layer.kind}) cannot be prepared: {err}; check the shapes of "
-                    f"its weights"
-                ) from err
+            launch = self._bind(layer)
         return Step(
             layer,
             launch,
@@ -117,6 +126,22 @@ class Program:
             dead,
             watched,
         )
+
+    def _bind(self, layer: Layer) -> Launch:
+        """The layer's function; from what other programs have bound, where they share."""
+        if self._bound is not None and layer in self._bound:
+            return self._bound[layer]
+        try:
+            launch = choose(layer, self.mode).compile(layer, self.mode)
+        except (ValueError, IndexError) as err:
+            nodes = ", ".join(layer.origin) or layer.name
+            raise RunnerError(
+                f"node {nodes} ({layer.kind}) cannot be prepared: {err}; check the shapes of its "
+                f"weights"
+            ) from err
+        if self._bound is not None:
+            self._bound[layer] = launch
+        return launch
 
     def run(
         self, inputs: Sequence[Any], watch: Watch | None = None, alter: Alter | None = None
