@@ -16,6 +16,7 @@ from polytool.backends.native.oracle import NativeOracle
 from polytool.comparators.findings import CAUSES, Finding, Location
 from polytool.comparators.locate import locate
 from polytool.debugging import locate as locate_model
+from polytool.diagnosis import show
 from tests.accuracy.planted.tactic_faults import accumulated_in_fp16
 
 RNG = np.random.default_rng(0)
@@ -97,6 +98,13 @@ def test_cancellation_is_told_though_nobody_is_to_blame():
     assert finding.cause == "cancellation" and finding.condition > 50
     assert finding.verdict == "expected" and finding.own_error is not None
     assert finding.own_error > 0.05
+
+
+def test_where_the_error_of_sound_layers_grows_is_told():
+    proto = model("a = Mul(x, c) b = Sub(a, x) y = Neg(b)", c=np.float32([[1.01]]))
+    found = located(proto, {"x": np.abs(normal(4, 64)) + 1}, "fp16")
+    assert found.verdict == "expected"
+    assert "the error grows most at Sub:b" in show(found)
 
 
 def test_operands():
