@@ -42,3 +42,28 @@ def test_sequences_keep_their_type_in_reduced_precision(precision: str) -> None:
     assert first.dtype == second.dtype == np.float32
     np.testing.assert_allclose(first, np.exp(x), 1e-2)
     np.testing.assert_array_equal(second, x)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_what_is_read_in_float32_before_a_body_captures_it(precision: str) -> None:
+    """The body found nothing where the tensor was to be in float32 again."""
+    graph = """g (float[3] x, bool c) => (float[3] y, float[3] v) {
+        h = Relu(x)
+        v = Loop(n, , h) <body = b (int64 i, bool go, float[3] a) => (bool on, float[3] r) {
+            on = Identity(go) r = Neg(a) }>
+        y = If(c) <then_branch = t () => (float[3] p) { p = Mul(h, h) },
+                   else_branch = e () => (float[3] q) { q = Neg(h) }>
+    }"""
+    proto = model(graph)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(2), "n"))
+    x = normal(3)
+    with polytool.runner("native", proto, precision=precision, optimize=False) as runner:
+        y = runner.infer({"x": x, "c": np.array(True)})["y"]
+    np.testing.assert_allclose(y, np.maximum(x, 0) ** 2, 2e-2)
+
+
+def test_an_input_of_unknown_rank_takes_any() -> None:
+    proto = model("g (float[3] x) => (float[3] y) { y = Neg(x) }")
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    with polytool.runner("native", proto) as runner:
+        assert runner.infer({"x": np.ones((2, 3), np.float32)})["y"].shape == (2, 3)

@@ -199,10 +199,12 @@ class _Lowering:
 
     def restore(self, tensor: Tensor) -> None:
         """Make a tensor that a body captures exist in the model's own type again."""
-        if tensor not in self.lowered or (tensor, tensor.dtype) in self.casts:
+        if tensor not in self.lowered:
+            return
+        assert tensor.dtype is not None
+        if self.casts.get((tensor, tensor.dtype)) is tensor:
             return
         current = self.lowered[tensor]
-        assert tensor.dtype is not None
         node = Node("Cast", "", 19, [current], [tensor], {"to": int(tensor.dtype)})
         tensor.value_of = None
         self.layers.append(Layer.single(node))
