@@ -72,7 +72,7 @@ def _check_one_size(specs: Mapping[str, TensorSpec], feeds: Feeds, who: str) -> 
         spec = specs[name]
         if spec.container != "tensor":
             continue
-        for dim, size in zip(spec.shape or (), value.shape, strict=True):
+        for dim, size in zip(spec.shape or (), value.shape, strict=False):  # None has no names
             if not isinstance(dim, str):
                 continue
             known, where = sizes.setdefault(dim, (size, name))

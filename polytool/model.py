@@ -114,7 +114,8 @@ def _check(model: Model) -> None:
         raise ModelError(
             f"{model.name} has IR version {model.proto.ir_version}, which cannot exist"
         )
-    for opset in model.proto.opset_import:
+    imports = [o for f in model.proto.functions for o in f.opset_import]
+    for opset in (*model.proto.opset_import, *imports):
         lowest = 1 if opset.domain in ("", "ai.onnx") else 0
         if not lowest <= opset.version <= _MAX_VERSION:
             raise ModelError(f"{model.name} imports opset {opset.version}, which cannot exist")

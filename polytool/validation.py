@@ -52,12 +52,6 @@ def node_faults(node: NodeProto, version: int) -> Iterator[str]:
     return iter(()) if rules is None else rules.faults(node)
 
 
-def needed_inputs(op: str, domain: str, version: int) -> list[int]:
-    """Which inputs a node of this operator cannot leave out."""
-    rules = _rules(op, domain, version)
-    return [] if rules is None else rules.needed
-
-
 def _opsets(entries: Any) -> dict[str, int]:
     found = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in entries}
     return found or {"": 1}

@@ -70,7 +70,11 @@ def _is_local_function(node: Node) -> bool:
 
 def _operator(step: registry.Node) -> registry.Operator | None:
     operator = registry.find(step.domain, step.op, step.version)
-    return None if operator is None or set(step.attrs) - operator.wants else operator
+    if operator is None or set(step.attrs) - operator.wants:
+        return None
+    limits = registry.limits_function(step.domain, step.op)
+    given = [x is not None for x in step.inputs]
+    return operator if limits is None or limits(given, **step.attrs) is None else None
 
 
 def _attribute(node: Node, attribute: onnx.AttributeProto) -> Any:

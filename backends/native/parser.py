@@ -35,10 +35,11 @@ from polytool.backends.native.protos import (
     without_inputs,
 )
 from polytool.backends.native.types import output_container, output_dtypes, takes_sequence
+from polytool.backends.native.unsupported import Unsupported, refusal
 from polytool.errors import ModelError, UnsupportedError
 from polytool.model import Model
 from polytool.tensors import DType
-from polytool.validation import needed_inputs, validate
+from polytool.validation import validate
 
 _MAX_DEPTH = 64
 
@@ -55,17 +56,22 @@ def parse(model: Model, *, strict: bool = True) -> Network:
             named.
         ModelError: the graph is not valid (a cycle, an undefined tensor, no opset import).
     """
+    network, unsupported = read_network(model)
+    if strict and unsupported:
+        raise refusal(model.name, unsupported)
+    return network
+
+
+def read_network(model: Model) -> tuple[Network, list[Unsupported]]:
+    """The network of `model`, and the nodes in it that the engine cannot run.
+
+    Raises:
+        ModelError: the graph is not valid (a cycle, an undefined tensor, no opset import).
+    """
     validate(model.proto)
     parser = _Parser(model)
-    network = parser.graph(model.proto.graph, _Scope({}, None, "", parser.opsets, {}), "")
-    if strict and parser.unsupported:
-        shown = "; ".join(parser.unsupported[:20])
-        more = len(parser.unsupported) - 20
-        raise UnsupportedError(
-            f"the native engine cannot run {len(parser.unsupported)} node(s) of {parser.name}: "
-            f"{shown}{f' and {more} more' if more > 0 else ''}; run them with --onnxrt"
-        )
-    return network
+    scope = _Scope({}, None, "", parser.opsets, {})
+    return parser.graph(model.proto.graph, scope, ""), parser.unsupported
 
 
 class _Scope:
@@ -99,13 +105,9 @@ class _Parser:
             (f.domain, f.name, getattr(f, "overload", "")): f for f in model.proto.functions
         }
         self.opsets = {normal_domain(o.domain): o.version for o in model.proto.opset_import}
-        newest = onnx.defs.onnx_opset_version()
-        if self.opsets.get("", 0) > newest:
-            raise UnsupportedError(
-                f"{self.name} has opset {self.opsets['']}, but onnx {onnx.__version__} knows none "
-                f"above {newest}: upgrade onnx, or export the model with an older opset"
-            )
-        self.unsupported: list[str] = []
+        self.newest = onnx.defs.onnx_opset_version()
+        self.unsupported: list[Unsupported] = []
+        self.top: tuple[str, ...] = ()
         self.used: set[str] = set()
 
     # --- graphs
@@ -201,6 +203,8 @@ class _Parser:
     ) -> list[Layer]:
         layers: list[Layer] = []
         for proto in sort_nodes(list(nodes), self.name):
+            if not scope.path:
+                self.top = tuple(proto.output)
             layers += self.node(proto, scope, shapes)
         return layers
 
@@ -228,10 +232,16 @@ class _Parser:
             return []
         if domain == "" and node.op in CONTROL:
             return [self.control(node, graphs, scope, shapes)]
-        for index in needed_inputs(node.op, domain, version):
-            if index < len(node.inputs) and node.inputs[index] is None:
-                raise ModelError(f"node {display(node)} ({node.op}) lacks its input {index}")
-        raised = registry.raise_node(node)
+        if not domain and version > self.newest:
+            why = (
+                f"onnx {onnx.__version__} knows no opset above {self.newest}: upgrade onnx, or "
+                f"export the model with an older opset"
+            )
+            return [self.layer(node, scope, shapes, why)]
+        try:
+            raised = registry.raise_node(node)
+        except UnsupportedError as err:
+            return [self.layer(node, scope, shapes, str(err))]
         newest = raised[0]
         if len(raised) == 1 and registry.find(newest.domain, newest.op, newest.version) is None:
             return self.definition(proto, node, scope, shapes)
@@ -262,11 +272,15 @@ class _Parser:
         return Tensor(name, constant.dtype, constant.shape, constant=constant, place="host")
 
     def layer(
-        self, node: registry.Node, scope: _Scope, shapes: Mapping[str, onnx.ValueInfoProto]
+        self,
+        node: registry.Node,
+        scope: _Scope,
+        shapes: Mapping[str, onnx.ValueInfoProto],
+        why_not: str = "",
     ) -> Layer:
         inputs = self.inputs(node, scope)
-        operator = registry.find(node.domain, node.op, node.version)
-        if operator is not None and (why := operator.misfit(len(inputs), node.attrs)):
+        operator = None if why_not else registry.find(node.domain, node.op, node.version)
+        if operator is not None and (why := operator.misfit(inputs, node.attrs)):
             raise ModelError(f"node {display(node)} ({node.op}) is not as it should be: {why}")
         for index, tensor in enumerate(inputs):
             if tensor is not None and tensor.container == "sequence":
@@ -295,8 +309,10 @@ class _Parser:
             outputs.append(tensor)
         while outputs and outputs[-1] is None:
             outputs.pop()
-        if operator is None:
-            self.unsupported.append(f"{display(node)} ({node.op}-{node.version})")
+        if why := why_not or self.why_not(operator, node, inputs):
+            op = f"{node.domain}.{node.op}" if node.domain else node.op
+            shown, where = display(node), scope.path.rstrip("/")
+            self.unsupported.append(Unsupported(shown, op, node.version, where, why, self.top))
         built = Node(
             node.op,
             node.domain,
@@ -306,7 +322,6 @@ class _Parser:
             dict(node.attrs),
             sources=(scope.path + display(node),),
         )
-        self.check_attributes(built, display(node))
         return Layer.single(built)
 
     def check_sequence(self, node: registry.Node, index: int, tensor: Tensor) -> None:
@@ -316,13 +331,19 @@ class _Parser:
                 f"({tensor.name!r}) is a sequence; re-export the model"
             )
 
-    def check_attributes(self, node: Node, shown: str) -> None:
-        operator = node.operator
+    def why_not(
+        self, operator: registry.Operator | None, node: registry.Node, inputs: list[Tensor | None]
+    ) -> str | None:
+        """Why the engine cannot run a node; None if it can."""
         if operator is None:
-            return
-        unknown = sorted(set(node.attrs) - operator.wants)
-        if unknown:
-            self.unsupported.append(f"{shown} ({node.op} with attribute {', '.join(unknown)})")
+            return "the engine has no such operator, and ONNX no definition of it"
+        if unknown := sorted(set(node.attrs) - operator.wants):
+            return f"the engine knows no attribute {', '.join(unknown)} of it"
+        limits = registry.limits_function(node.domain, node.op)
+        if limits is None:
+            return None
+        reason: str | None = limits([t is not None for t in inputs], **node.attrs)
+        return reason
 
     def attributes(
         self, proto: NodeProto, scope: _Scope

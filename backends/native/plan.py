@@ -24,7 +24,6 @@ from polytool.backends.native.network import (
 from polytool.backends.native.numerics import PRECISIONS
 from polytool.backends.native.types import output_dtypes
 from polytool.tensors import DType
-from polytool.validation import needed_inputs
 
 JSON = dict[str, Any]
 _CONTAINERS = ("tensor", "sequence", "optional", "map", "sparse")
@@ -193,10 +192,10 @@ class PlanReader:
             _check_bodies(node)
         elif node.operator is None:
             raise ValueError(f"there is no operator {node.op}-{node.version} of {node.domain!r}")
-        elif why := node.operator.misfit(len(node.inputs), node.attrs):
+        elif why := node.operator.misfit(node.inputs, node.attrs):
             raise ValueError(f"node {node.op}: {why}")
         else:
-            _check_operands(node)
+            _check_types(node)
         return node
 
     def _attribute(self, value: Any) -> Any:
@@ -243,11 +242,8 @@ def _check_order(network: Network, outer: set[Tensor]) -> None:
             raise ValueError(f"output {tensor.name!r} of graph {network.name!r} is never computed")
 
 
-def _check_operands(node: Node) -> None:
-    """No input is missing that is needed, and no type that the inputs decide."""
-    for index in needed_inputs(node.op, node.domain, node.version):
-        if index < len(node.inputs) and node.inputs[index] is None:
-            raise ValueError(f"node {node.op} lacks its input {index}")
+def _check_types(node: Node) -> None:
+    """No type is missing that the inputs decide."""
     given = [None if t is None else t.dtype for t in node.inputs]
     found = output_dtypes(node.domain, node.op, node.version, given, len(node.outputs), node.attrs)
     for tensor, dtype in zip(node.outputs, found, strict=True):

@@ -33,6 +33,7 @@ CALLS = {
     "inspect model": "model.onnx",
     "inspect data": "out.json",
     "inspect sparsity": "model.onnx",
+    "inspect capability": "model.onnx",
     "inspect tactics": "model.engine",
     "inspect diff-tactics": "model.engine model.engine",
     "surgeon sanitize": "model.onnx -o clean.onnx",

@@ -189,7 +189,7 @@ def test_what_is_not_implemented_says_so() -> None:
     with pytest.raises(PolytoolError, match="runs on CUDA only"):
         native(micro("Attention", x, w, num_heads=HEADS, do_rotary=1))
     options = {"num_heads": HEADS, "kv_num_heads": SHARED, "local_window_size": 4}
-    with pytest.raises(PolytoolError, match="window-sized cache"):
+    with pytest.raises(PolytoolError, match="sliding_window_cache"):
         native(
             micro("GroupQueryAttention", *group_inputs("token"), sliding_window_cache=1, **options)
         )

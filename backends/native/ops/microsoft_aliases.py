@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from polytool.backends.native.ops.microsoft_fused import MICROSOFT
-from polytool.backends.native.ops.registry import Arg, Array, Node, op, shape, upgrade
+from polytool.backends.native.ops.registry import Arg, Array, Node, limits, op, shape, upgrade
 from polytool.errors import UnsupportedError
 
 Dims = tuple[int, ...]
@@ -125,13 +126,16 @@ def inverse(xp: Any, x: Array) -> Array:
 @op("CDist", since=1, domain=MICROSOFT)
 def cdist(xp: Any, a: Array, b: Array, *, metric: str = "sqeuclidean") -> Array:
     """(M, K): the distance of each row of `a` from each row of `b`."""
-    if metric not in ("sqeuclidean", "euclidean"):
-        raise UnsupportedError(
-            f"CDist with metric {metric!r} is not implemented, only sqeuclidean and euclidean: "
-            "run the model with --onnxrt"
-        )
     squares = ((a[:, None] - b) ** 2).sum(axis=2)
     return squares if metric == "sqeuclidean" else xp.sqrt(squares)
+
+
+@limits("CDist", domain=MICROSOFT)
+def cdist_limits(given: Sequence[bool], *, metric: str = "sqeuclidean") -> str | None:
+    """Two of SciPy's metrics."""
+    if metric in ("sqeuclidean", "euclidean"):
+        return None
+    return f"metric {metric!r} is not implemented, only sqeuclidean and euclidean"
 
 
 @shape("CDist", domain=MICROSOFT)

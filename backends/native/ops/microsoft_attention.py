@@ -20,8 +20,7 @@ from polytool.backends.native.ops.attention import (
 from polytool.backends.native.ops.integers import exact_matmul
 from polytool.backends.native.ops.microsoft_fused import MICROSOFT
 from polytool.backends.native.ops.quantization import centred
-from polytool.backends.native.ops.registry import Arg, Array, dtypes, flops, op, shape
-from polytool.errors import UnsupportedError
+from polytool.backends.native.ops.registry import Arg, Array, dtypes, flops, limits, op, shape
 from polytool.tensors import DType
 
 Ints = Sequence[int]
@@ -77,6 +76,15 @@ def _attend(
     return merge_heads(grouped_matmul(found.probabilities, v)), found.probabilities
 
 
+@limits("Attention", "QAttention", domain=MICROSOFT)
+def attention_limits(given: Sequence[bool], **attrs: Any) -> str | None:
+    """What ONNX Runtime has on CUDA only."""
+    for name in ("do_rotary", "past_present_share_buffer"):
+        if attrs.get(name):
+            return f"{name} runs on CUDA only: export the model for the CPU"
+    return None
+
+
 @op("Attention", since=1, domain=MICROSOFT)
 def attention(
     xp: Any,
@@ -98,11 +106,6 @@ def attention(
     unidirectional: int = 0,
 ) -> tuple[Array, Array]:
     """Projection to queries, keys and values, then attention; past and present are (2, ...)."""
-    if do_rotary or past_present_share_buffer:
-        raise UnsupportedError(
-            "com.microsoft Attention with do_rotary or past_present_share_buffer runs on CUDA "
-            "only: export the model for the CPU"
-        )
     projected = x @ weights if bias is None else x @ weights + bias
     return _self_attention(
         xp,
@@ -161,11 +164,6 @@ def q_attention(
     unidirectional: int = 0,
 ) -> tuple[Array, Array]:
     """Attention whose projection multiplies 8-bit integers."""
-    if do_rotary or past_present_share_buffer:
-        raise UnsupportedError(
-            "QAttention with do_rotary or past_present_share_buffer runs on CUDA only: export the "
-            "model for the CPU"
-        )
     product = exact_matmul(
         xp,
         centred(x, input_zero_point, rows=False),
@@ -234,6 +232,14 @@ def attention_flops(x: Arg, weights: Arg, *_: Arg | None, outputs: list[Dims], *
     return 2 * tokens * prod(weights.shape) + 4 * tokens * x.shape[1] * outputs[0][2]
 
 
+@limits("MultiHeadAttention", domain=MICROSOFT)
+def multi_head_attention_limits(given: Sequence[bool], **_: Any) -> str | None:
+    """What ONNX Runtime has on CUDA only."""
+    if any(given[8:]):
+        return "a shared past buffer runs on CUDA only: export the model with states that grow"
+    return None
+
+
 @op("MultiHeadAttention", since=1, domain=MICROSOFT)
 def multi_head_attention(
     xp: Any,
@@ -254,11 +260,6 @@ def multi_head_attention(
     unidirectional: int = 0,
 ) -> tuple[Array, ...]:
     """Attention on projected, possibly packed, inputs; keys in heads already are a cache."""
-    if past_sequence_length is not None or cache_indirection is not None:
-        raise UnsupportedError(
-            "MultiHeadAttention with a shared past buffer runs on CUDA only: export the model "
-            "with past states that grow"
-        )
     q, k, v = _heads(xp, query, key, value, bias, num_heads)
     past = 0 if past_key is None else past_key.shape[2]
     k, v = appended(xp, past_key, k), appended(xp, past_value, v)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod, sqrt
 from typing import Any
 
@@ -17,10 +18,22 @@ from polytool.backends.native.ops.attention import (
     total_bias,
 )
 from polytool.backends.native.ops.microsoft_fused import MICROSOFT
-from polytool.backends.native.ops.registry import Arg, Array, flops, op, shape
-from polytool.errors import ModelError, UnsupportedError
+from polytool.backends.native.ops.registry import Arg, Array, flops, limits, op, shape
+from polytool.errors import ModelError
 
 Dims = tuple[int, ...]
+
+
+@limits("GroupQueryAttention", domain=MICROSOFT)
+def group_query_attention_limits(
+    given: Sequence[bool], *, sliding_window_cache: int = 0, **_: Any
+) -> str | None:
+    """What newer exports add."""
+    if sliding_window_cache:
+        return "a cache of the window's size (sliding_window_cache) is not implemented"
+    if any(given[12:]):
+        return "quantised caches, norms of queries and keys, and query_seqlens are not implemented"
+    return None
 
 
 @op("GroupQueryAttention", since=1, domain=MICROSOFT, host=(6,))
@@ -63,12 +76,6 @@ def group_query_attention(
     v_quant_type: str = "NONE",
 ) -> tuple[Array, ...]:
     """Attention with a cache: new keys go behind the `seqlens_k + 1 - length` old ones."""
-    extras = (k_scale, v_scale, q_norm_weight, k_norm_weight, query_seqlens)
-    if sliding_window_cache or any(x is not None for x in extras):
-        raise UnsupportedError(
-            "GroupQueryAttention with a quantised or window-sized cache, norms of queries and "
-            "keys, or query_seqlens is not implemented: run the model with --onnxrt"
-        )
     q, k, v = _grouped_heads(xp, query, key, value, num_heads, kv_num_heads)
     length, size = q.shape[2:]
     totals = seqlens_k.reshape(-1).astype(np.int64) + 1

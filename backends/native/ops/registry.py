@@ -22,7 +22,7 @@ package; nothing else has to be touched:
 * A keyword `out_dtypes` receives the tuple of the outputs' `DType`, `in_dtypes` that of the inputs.
 
 Beside it, where the generic rule does not do: `@shape` (output shapes), `@dtypes` (output types),
-`@flops` (multiply-adds count two).
+`@flops` (multiply-adds count two), `@limits` (forms that are left out).
 """
 
 from __future__ import annotations
@@ -61,9 +61,10 @@ class Operator:
         """The names of the keyword parameters: attributes, `n_outputs`, `out_dtypes` ..."""
         return _keywords(self.function)
 
-    def misfit(self, n_inputs: int, attributes: Iterable[str]) -> str | None:
-        """Why it cannot be called with so many inputs and these attributes; None if it can."""
-        return _misfit(self.function, n_inputs, frozenset(attributes) & self.wants)
+    def misfit(self, inputs: Sequence[Any], attributes: Iterable[str]) -> str | None:
+        """Why it cannot be called with these inputs (None is absent) and attributes, or None."""
+        given = tuple(x is not None for x in inputs)
+        return _misfit(self.function, given, frozenset(attributes) & self.wants)
 
 
 @dataclass
@@ -112,6 +113,7 @@ _upgrades: dict[tuple[str, str], dict[int, Upgrade]] = {}
 _shapes: dict[tuple[str, str], Function] = {}
 _dtypes: dict[tuple[str, str], Function] = {}
 _flops: dict[tuple[str, str], Function] = {}
+_limits: dict[tuple[str, str], Function] = {}
 
 
 def op(
@@ -170,6 +172,11 @@ dtypes = _side(_dtypes)
 """`@dtypes("Cast")`: takes the list of input DTypes (None for absent) and the attributes as
 keywords, returns the list of output DTypes. Only where the ONNX schema's type variables do not
 say it (an attribute decides)."""
+
+limits = _side(_limits)
+"""`@limits("CDist")`: takes a list that says which inputs are given, and the attributes as
+keywords; returns why such a node cannot run, or None. For forms of an operator that are left out
+although the model is valid: they are refused when an engine is built, all at once."""
 
 flops = _side(_flops)
 """`@flops("Conv")`: takes `Arg`s for the inputs, then attributes as keywords, and `outputs`, the
@@ -232,6 +239,12 @@ def dtypes_function(domain: str, name: str) -> Function | None:
     return _dtypes.get((_normal(domain), name))
 
 
+def limits_function(domain: str, name: str) -> Function | None:
+    """The `@limits` function of an operator."""
+    load_all()
+    return _limits.get((_normal(domain), name))
+
+
 def flops_function(domain: str, name: str) -> Function | None:
     """The `@flops` function of an operator."""
     load_all()
@@ -255,10 +268,15 @@ _FILLED_IN = frozenset({"n_outputs", "out_dtypes", "in_dtypes"})  # by the execu
 
 
 @cache
-def _misfit(function: Function, n_inputs: int, attributes: frozenset[str]) -> str | None:
+def _misfit(function: Function, given: tuple[bool, ...], attributes: frozenset[str]) -> str | None:
     names = attributes | (_keywords(function) & _FILLED_IN)
+    signature = inspect.signature(function)
     try:
-        inspect.signature(function).bind(None, *[None] * n_inputs, **dict.fromkeys(names))
+        signature.bind(None, *given, **dict.fromkeys(names))
     except TypeError as err:
         return str(err)
+    formals = [p for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD][1:]
+    for formal, is_given in zip(formals, given, strict=False):
+        if not is_given and "None" not in str(formal.annotation):
+            return f"its input {formal.name!r} is left out"
     return None

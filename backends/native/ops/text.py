@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from polytool.backends.native.ops.registry import Arg, Array, dtypes, op, shape
-from polytool.errors import UnsupportedError
+from polytool.backends.native.ops.registry import Arg, Array, dtypes, limits, op, shape
 from polytool.tensors import DType
 
 Dims = tuple[int, ...]
@@ -40,16 +39,27 @@ def string_split(
     return _strings(padded, (*x.shape, width)), counts
 
 
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern.replace("\\z", "\\Z"), re.ASCII)
+
+
+@limits("RegexFullMatch")
+def regex_limits(given: Sequence[bool], *, pattern: str) -> str | None:
+    """What Python's regular expressions lack."""
+    try:
+        _compiled(pattern)
+    except re.error as err:
+        return (
+            f"it cannot use the pattern {pattern!r}: {err}; "
+            f"rewrite it in the syntax that RE2 and Python share"
+        )
+    return None
+
+
 @op("RegexFullMatch", since=20, exact=True)
 def regex_full_match(xp: Any, x: Array, *, pattern: str) -> Array:
     """Where the whole string matches the pattern (RE2 syntax, whose classes are ASCII)."""
-    try:
-        matcher = re.compile(pattern.replace("\\z", "\\Z"), re.ASCII)
-    except re.error as err:
-        raise UnsupportedError(
-            f"RegexFullMatch cannot use the pattern {pattern!r}: {err}; "
-            f"rewrite it in the syntax that RE2 and Python share"
-        ) from err
+    matcher = _compiled(pattern)
     matches = [matcher.fullmatch(text) is not None for text in x.reshape(-1).tolist()]
     return np.array(matches, np.bool_).reshape(x.shape)
 
