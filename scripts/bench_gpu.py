@@ -148,6 +148,7 @@ def bench(name: str, batch: int, precision: str, peers: bool) -> dict[str, Any]:
     if stretch is not None:
         row["launches"] = stretch.launches
         row["arena_mb"] = round(stretch.arena_size / 1e6, 1)
+    row["memory"] = memory(context, model, inputs, precision)
     given = {n: torch.from_numpy(x).cuda() for n, x in feeds.items()}
     context.infer(given)
     found = context._replays.find(given) if context._replays is not None else None
@@ -163,6 +164,23 @@ def bench(name: str, batch: int, precision: str, peers: bool) -> dict[str, Any]:
         if "graph_ms" in row:
             row["ratio"] = round(row["graph_ms"] / took, 3)
     context.close()
+    return row
+
+
+def memory(context: Any, model: Any, inputs: tuple[Any, ...], precision: str) -> dict[str, Any]:
+    """MB on the GPU, and the arena without workspaces over the least that tensors take unfused."""
+    from polytool import BuilderConfig, engine_from_onnx
+    from polytool.backends.native.liveness import liveness_bound
+
+    config = BuilderConfig(precision=precision, device="cpu", optimize=False)
+    with tempfile.TemporaryDirectory() as folder:
+        unfused = engine_from_onnx(str(export(model, inputs, Path(folder))), config).network
+        shapes = {f"input{i}": tuple(x.shape) for i, x in enumerate(inputs)}
+        bound = liveness_bound(unfused, shapes)
+    held = context.device_memory()
+    row: dict[str, Any] = {name: round(size / 1e6, 2) for name, size in held.items()}
+    row["bound"] = round(bound / 1e6, 2)
+    row["arena_over_bound"] = round((held["arena"] - held["workspace"]) / bound, 3)
     return row
 
 

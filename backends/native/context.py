@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -149,13 +150,18 @@ class ExecutionContext:
         return {name: made.get(name, value) for name, value in feeds.items()}
 
     def device_memory(self) -> dict[str, int]:
-        """Bytes of GPU memory: `weights`, which contexts share, `arena`, and `outputs` and such."""
+        """Bytes of GPU memory.
+
+        `weights`, which contexts share; `arena`, of which `workspace` is what tactics need besides
+        tensors; `outputs` and other memory that is kept for the next inference.
+        """
         if self._replays is None:
             return {}
-        arena = self._program.arena_size  # type: ignore[union-attr]  # a CudaProgram there
+        program: CudaProgram = self._program  # type: ignore[assignment]  # it is one there
         return {
             "weights": self.engine.weights.size,
-            "arena": arena,
+            "arena": program.arena_size,
+            "workspace": program.workspace,
             "outputs": self._replays.pool.size,
         }
 
@@ -210,6 +216,10 @@ class ExecutionContext:
             load(a, t.dtype, wide=wide) if isinstance(a, np.ndarray) and t.dtype else a
             for t, a in zip(self.engine.network.inputs, arrays, strict=True)
         ]
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing() and getattr(self, "_replays", None) is not None:
+            self.close()
 
     def close(self) -> None:
         """Free what the context holds on a device."""

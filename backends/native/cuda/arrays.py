@@ -101,6 +101,7 @@ class Pool:
 
     def _back(self, size: int, address: int) -> None:
         if self._closed:
+            driver.device().activate()  # any thread may drop the last reference
             driver.free(address)
         else:
             self._unused[size].append(address)

@@ -99,13 +99,13 @@ class CudaProgram:
         self.network, self._weights, self._tuning = network, weights, tuning
         self.tune = True
         self.profiler: Profiler | None = None
-        self._device = weights.device
-        self._device.activate()
+        self.device = weights.device
+        self.device.activate()
         self._cuda_graph, self._parent = cuda_graph, parent
         self._root: CudaProgram = self if parent is None else parent._root
         self._stream: int = driver.create_stream() if parent is None else parent._stream
         self._values: DeviceValues = (
-            DeviceValues(self._device, self._stream) if parent is None else parent._values
+            DeviceValues(self.device, self._stream) if parent is None else parent._values
         )
         self.on_host: dict[str, str] = {} if parent is None else parent.on_host
         self._bodies: list[CudaProgram] = []
@@ -122,6 +122,15 @@ class CudaProgram:
         """Bytes of memory for inputs, outputs and what lies between them, those of bodies too."""
         lines = (item for item in self._items if isinstance(item, _Line))
         return sum(x.memory.size for x in lines) + sum(b.arena_size for b in self._bodies)
+
+    @property
+    def workspace(self) -> int:
+        """Bytes of that which are for tactics and not for tensors, at the largest shapes."""
+        return sum(
+            max((s.workspace for s in x.stretches.values()), default=0)
+            for x in self._items
+            if isinstance(x, _Line)
+        ) + sum(b.workspace for b in self._bodies)
 
     @property
     def stretches(self) -> list[Stretch]:
@@ -151,7 +160,7 @@ class CudaProgram:
             NumPy arrays in their declared types, and with `on_device`, or as the body of another
             program, also DeviceArrays.
         """
-        self._device.activate()
+        self.device.activate()
         network = self.network
         values: Values = dict(zip([*network.inputs, *network.captures], inputs, strict=True))
         if watch is not None and self._parent is not None and network.inputs:

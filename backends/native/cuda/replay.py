@@ -267,7 +267,8 @@ class Replays:
         self._known[key] = Replay(stretch, self._network, values, self.pool, self._raw)
 
     def close(self) -> None:
-        """Free everything, the program included."""
+        """Free everything, the program included; from any thread."""
+        self._program.device.activate()
         driver.synchronize(self.stream)
         for replay in self._known.values():
             replay.close()

@@ -129,8 +129,9 @@ class Stretch:
         spans = [Lifetime(s.size, *lives[s]) for s in placed]
         spans += [Lifetime(s.size, i, i) for i, s in self._spaces.items()]
         arena = plan_arena(spans)
-        self.arena_size = arena.size
-        self.workspace = max((s.size for s in self._spaces.values()), default=0)
+        self.arena_size = self.tensors_size = arena.size
+        if self._spaces:
+            self.tensors_size = plan_arena(spans[: len(placed)]).size
         base = self._memory.reserve(arena.size, self)
         every = [*placed, *self._spaces.values()]
         self._addresses = {s: base + offset for s, offset in zip(every, arena.offsets, strict=True)}
@@ -164,6 +165,11 @@ class Stretch:
                 launch(self.stream)
             chosen.append((step, launches))
         return chosen
+
+    @property
+    def workspace(self) -> int:
+        """How much larger the arena is for what tactics need besides tensors."""
+        return self.arena_size - self.tensors_size
 
     @property
     def launches(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import numpy as np
@@ -34,8 +35,14 @@ class Weights:
                 self.size += value.nbytes
             return self._addresses[storage.key]
 
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            self.close()
+
     def close(self) -> None:
-        """Free everything."""
+        """Free everything; nothing may be under way."""
+        if self._addresses:
+            self.device.activate()
         for address in self._addresses.values():
             driver.free(address)
         self._addresses.clear()

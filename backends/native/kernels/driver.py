@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from polytool.collection import paused_collection
 from polytool.errors import RunnerError
 
 _COUNT, _L2, _MAJOR, _MINOR = 16, 38, 75, 76
@@ -297,7 +298,8 @@ class Graph:
         graph = cls()
         call("cuStreamBeginCapture_v2", stream, ctypes.c_int(_THREAD_LOCAL_CAPTURE))
         try:
-            yield graph
+            with paused_collection():  # what it frees cannot be freed during a capture
+                yield graph
         except BaseException:
             _cuda().cuStreamEndCapture(ctypes.c_void_p(stream), ctypes.byref(graph._captured))
             graph.close()
