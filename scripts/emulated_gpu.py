@@ -12,6 +12,7 @@ outside of what a kernel may touch; it says nothing about time or races.
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 import shutil
 import subprocess
@@ -223,6 +224,7 @@ def emulated_gpu(
     try:
         yield fake
     finally:
+        gc.collect()  # what is dropped later would be freed by a driver that is not there
         for change in changes:
             change.stop()
         driver.device.cache_clear()

@@ -186,11 +186,14 @@ class Tuning:
     def _keep(self, step: Step, place: int, name: str, tune: bool) -> None:
         assert step.signature is not None
         layer = step.layer.name
-        times = self.cache.find(self.stamp, step.signature)
-        timed = times.milliseconds if times is not None else ()
-        candidates = tuple(dict.fromkeys((*_names(step.plans), *timed)))
-        choice = TacticChoice(layer, name, step.signature, candidates)
-        self.chosen[layer, step.signature] = choice
+        known = self.chosen.get((layer, step.signature))
+        if known is None or known.tactic != name:
+            times = self.cache.find(self.stamp, step.signature)
+            timed = times.milliseconds if times is not None else ()
+            candidates = tuple(dict.fromkeys((*_names(step.plans), *timed)))
+            self.chosen[layer, step.signature] = TacticChoice(
+                layer, name, step.signature, candidates
+            )
         if tune or (layer, place) not in self._places:
             self._places[layer, place] = name
 
