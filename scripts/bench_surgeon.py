@@ -267,6 +267,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     paths = [str(_BIN), *([str(args.tools_bin)] if args.tools_bin else []), os.environ["PATH"]]
     os.environ["PATH"] = os.pathsep.join(paths)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the others are installed, so compiled
     tools = [t for t in args.tools if shutil.which(t)]
     missing = [t for t in args.tools if t not in tools]
     if missing:
