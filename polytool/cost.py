@@ -37,6 +37,7 @@ class Cost:
         peak: bytes of activations that are needed at the same time; None where a shape is open.
         open: tensors whose cost is not known.
         reason: why nothing is known at all; empty otherwise.
+        shapes: tensor to its shape, where the input shapes decide it.
     """
 
     flops: Mapping[str, int] = field(default_factory=dict)
@@ -44,6 +45,7 @@ class Cost:
     peak: int | None = None
     open: tuple[str, ...] = ()
     reason: str = ""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def total_flops(self) -> int:
@@ -67,30 +69,57 @@ def measure(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = Non
         UsageError: a shape is given for what is no input, or has another rank.
     """
     from polytool.backends.native.config import BuilderConfig
-    from polytool.backends.native.flops import layer_flops
     from polytool.backends.native.parser import parse
     from polytool.backends.native.passes.placement import place_on_host
-    from polytool.backends.native.shapes import ShapePass
 
     given, inputs = input_shapes or {}, model.proto.graph.input
     check_used(given, [i.name for i in inputs], "an input shape")
     open_inputs = [i.name for i in inputs if _is_open(i, model, given)]
     if open_inputs:
-        shown = ", ".join(open_inputs)
-        return Cost(reason=f"the shapes of {shown} are open: give them with --input-shapes")
+        return _open(open_inputs)
     try:
         network = parse(model)
     except ModelError as err:
         return Cost(reason=str(err))
     place_on_host(network, BuilderConfig())
-    shapes = {t.name: shape for t in network.inputs if (shape := _shape(t, given))}
+    return _of(network, given)
+
+
+def measure_network(
+    network: Network, input_shapes: Mapping[str, Sequence[int]] | None = None
+) -> Cost:
+    """The same of a network, layer by layer; what is fused does not move between its nodes.
+
+    Raises:
+        UsageError: a shape is given for what is no input, or has another rank.
+    """
+    given = input_shapes or {}
+    check_used(given, [t.name for t in network.inputs], "an input shape")
+    tensors = [t for t in network.inputs if t.container == "tensor"]
+    open_inputs = [t.name for t in tensors if _shape(t, given) is None]
+    return _open(open_inputs) if open_inputs else _of(network, given)
+
+
+def _open(names: Sequence[str]) -> Cost:
+    return Cost(reason=f"the shapes of {', '.join(names)} are open: give them with --input-shapes")
+
+
+def _of(network: Network, given: Mapping[str, Sequence[int]]) -> Cost:
+    from polytool.backends.native.flops import layer_flops
+    from polytool.backends.native.shapes import ShapePass
+
+    known = {t.name: _shape(t, given) for t in network.inputs}
+    shapes = {name: shape for name, shape in known.items() if shape}
     walker = ShapePass({t: shapes.get(t.name, ()) for t in network.inputs})
     walker.run(network.layers)
     flops = {layer.name: count for layer, count in layer_flops(network, shapes).items()}
-    moved = {layer.name: _moved(layer, walker) for layer in network.layers}
-    known = {name: count for name, count in moved.items() if count is not None}
+    counted = {layer.name: _moved(layer, walker) for layer in network.layers}
+    moved = {name: count for name, count in counted.items() if count is not None}
     unknown = tuple(layer.name for layer in network.layers if layer.name not in flops)
-    return Cost(flops, known, None if unknown else _peak(network, walker), unknown)
+    made = {t.name: walker.shape(t) for layer in network.layers for t in layer.outputs}
+    sizes = {name: shape for name, shape in made.items() if shape is not None}
+    peak = None if unknown else _peak(network, walker)
+    return Cost(flops, moved, peak, unknown, shapes=shapes | sizes)
 
 
 def _is_open(info: onnx.ValueInfoProto, model: Model, given: Mapping[str, Sequence[int]]) -> bool:
@@ -127,7 +156,8 @@ def _moved(layer: Layer, walker: ShapePass) -> int | None:
     if layer.kind in _VIEWS:
         return 0
     touched = {t for node in layer.nodes for t in (*node.reads(), *node.writes())}
-    sizes = [_bytes(t, walker) for t in touched]
+    inside = {t for node in layer.nodes for t in node.writes()} - set(layer.outputs)
+    sizes = [_bytes(t, walker) for t in touched - inside]
     known = [s for s in sizes if s is not None]
     return sum(known) if len(known) == len(sizes) else None
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -83,14 +83,17 @@ class Description:
     @property
     def parameters(self) -> int:
         """Elements of all floating-point weights and of quantised ones (8 bits and fewer)."""
-        return sum(
-            int(np.prod(w.shape, dtype=np.int64)) for w in self.weights if _is_parameter(w.dtype)
-        )
+        return parameters_of(self.weights)
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights."""
         return sum(w.nbytes for w in self.weights)
+
+
+def parameters_of(weights: Iterable[WeightInfo]) -> int:
+    """Elements of all floating-point weights and of quantised ones (8 bits and fewer)."""
+    return sum(int(np.prod(w.shape, dtype=np.int64)) for w in weights if _is_parameter(w.dtype))
 
 
 def _is_parameter(label: str) -> bool:
@@ -181,6 +184,8 @@ def _spec(value: Value) -> TensorSpec:
 def _layer(node: Node, path: str, cost: Cost) -> LayerInfo:
     outputs = tuple(_spec(v) for v in node.outputs if v is not None)
     key = outputs[-1].name if outputs else ""
+    if not path:  # what input shapes decide
+        outputs = tuple(replace(s, shape=cost.shapes.get(s.name, s.shape)) for s in outputs)
     return LayerInfo(
         name=node.label,
         op=node.op,
@@ -222,7 +227,7 @@ def _weight_info(
 ) -> WeightInfo:
     found = None
     if statistics and model.has_content(tensor) and dtype_of(tensor) is not DType.STRING:
-        found = _statistics(model, tensor)
+        found = statistics_of(_blocks(model, tensor))
     entries = {e.key: e.value for e in tensor.external_data}
     inside = tensor.data_location != tensor.EXTERNAL or model.is_own(entries.get("location", ""))
     return WeightInfo(
@@ -236,11 +241,12 @@ def _weight_info(
     )
 
 
-def _statistics(model: Model, tensor: onnx.TensorProto) -> Statistics | None:
+def statistics_of(blocks: Iterable[Array]) -> Statistics | None:
+    """Of the elements of all blocks; None where none is finite."""
     count = zeros = not_finite = 0
     total = squares = 0.0
     low, high = np.inf, -np.inf
-    for block in _blocks(model, tensor):
+    for block in blocks:
         values = np.abs(block) if block.dtype.kind == "c" else block
         values = values.astype(np.float64)
         finite = values[np.isfinite(values)]
@@ -254,9 +260,7 @@ def _statistics(model: Model, tensor: onnx.TensorProto) -> Statistics | None:
     if not count:
         return None
     mean = total / count
-    return Statistics(
-        low, high, mean, max(squares / count - mean * mean, 0) ** 0.5, zeros, not_finite
-    )
+    return Statistics(low, high, mean, max(squares / count - mean**2, 0) ** 0.5, zeros, not_finite)
 
 
 def _blocks(model: Model, tensor: onnx.TensorProto) -> Iterator[Array]:

@@ -29,7 +29,8 @@ def render(found: Description) -> str:
     """The page."""
     title = found.path or found.graph or "model"
     opsets = ", ".join(f"{domain or 'ai.onnx'} {v}" for domain, v in found.opsets.items())
-    summary = f"{len(found.layers)} nodes, {found.parameters:,} parameters, opset {opsets}"
+    summary = f"{len(found.layers)} nodes, {found.parameters:,} parameters"
+    summary += f", opset {opsets}" if opsets else ""
     parts = {
         "title": html.escape(title),
         "summary": html.escape(summary),
@@ -55,6 +56,8 @@ def facts(found: Description) -> dict[str, Any]:
     ]
     for layer in found.layers:
         graphs[index[layer.graph]]["nodes"].append(_node(layer, values, index))
+    for side, specs in (("inputs", found.inputs), ("outputs", found.outputs)):
+        graphs[0][side] = [values.find("", spec.name) for spec in specs]
     return {"graphs": graphs, "values": values.rows}
 
 
@@ -74,6 +77,10 @@ class _Values:
             self.add("", spec.name, _type(spec), False)
         for weight in found.weights:
             text = f"{weight.dtype}{format_shape(weight.shape)}, {weight.nbytes:,} bytes"
+            if (s := weight.statistics) is not None:
+                text += f", {s.minimum:.4g} to {s.maximum:.4g}, mean {s.mean:.4g}, std {s.std:.4g}"
+                text += f", {s.zeros:,} zeros" if s.zeros else ""
+                text += f", {s.not_finite:,} not finite" if s.not_finite else ""
             self.add(weight.graph, weight.name, text, True)
         for layer in found.layers:
             for spec in layer.outputs:
@@ -117,6 +124,7 @@ def _node(layer: LayerInfo, values: _Values, index: Mapping[str, int]) -> list[A
         attributes,
         bodies,
         layer.flops or 0,
+        layer.bytes_moved or 0,
     ]
 
 

@@ -21,7 +21,7 @@ from polytool.surgeon.graph import Graph, Node, Value, Workspace
 from polytool.surgeon.report import Report
 from polytool.tensors import DType
 
-DEFAULT_LIMIT = 64 << 20
+DEFAULT_LIMIT = 16 << 20
 RANDOM = frozenset(
     {
         "RandomNormal",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from polytool.cli.output import table
 from polytool.tensors import TensorSpec, format_shape
 
 if TYPE_CHECKING:
+    from polytool.cost import Cost
     from polytool.engine_inspection import EngineDescription
     from polytool.inspection import Description, LayerInfo, WeightInfo
 
+_MOST_TEXT = 100  # characters of a value in the metadata
 _UNITS = ("", "K", "M", "G", "T", "P")
 
 
@@ -42,12 +44,12 @@ def model_text(found: Description, show: Collection[str]) -> str:
         f"{len(found.layers)} nodes, {len(found.functions)} functions, "
         f"{quantity(found.parameters)} parameters, {size(found.weight_bytes)} of weights"
         + (f" in {outside} external file{'s' if outside > 1 else ''}" if outside else ""),
-        *(f"{key}: {value}" for key, value in found.metadata.items()),
+        *(f"{key}: {_abridged(value)}" for key, value in found.metadata.items()),
         "",
         *_interface("inputs", found.inputs),
         *_interface("outputs", found.outputs),
         "",
-        *_cost(found),
+        *_cost(found.cost),
         "",
         _operators(found),
     ]
@@ -62,8 +64,13 @@ def _interface(title: str, specs: Collection[TensorSpec]) -> list[str]:
     return [f"{title}:" + ("" if specs else " none"), *(f"  {spec}" for spec in specs)]
 
 
-def _cost(found: Description) -> list[str]:
-    cost = found.cost
+def _abridged(text: str) -> str:
+    """One line of a text that may be a whole dictionary."""
+    line = " ".join(text.split())
+    return line if len(line) <= _MOST_TEXT else f"{line[:_MOST_TEXT]}... ({len(text)} characters)"
+
+
+def _cost(cost: Cost) -> list[str]:
     if cost.reason:
         return [f"cost: not known, because {cost.reason}"]
     peak = f"{size(cost.peak)} of activations at the peak" if cost.peak is not None else ""
@@ -77,17 +84,24 @@ def _cost(found: Description) -> list[str]:
     return lines
 
 
-def _operators(found: Description) -> str:
+def _operators(found: Description, what: str = "operator", of: str = "nodes") -> str:
+    """Nodes, operations and bytes moved by operator; shares of the whole where they are known."""
     flops: dict[str, int] = {}
+    moved: dict[str, int] = {}
     for layer in found.layers:
         key = f"{layer.domain}.{layer.op}" if layer.domain else layer.op
         flops[key] = flops.get(key, 0) + (layer.flops or 0)
-    total = sum(flops.values())
+        moved[key] = moved.get(key, 0) + (layer.bytes_moved or 0)
     rows = [
-        (op, count, f"{100 * flops[op] / total:.1f} %" if total and flops[op] else "")
+        (op, count, _share(flops[op], flops), _share(moved[op], moved))
         for op, count in found.operators.items()
     ]
-    return table(rows, ("operator", "nodes", "FLOP"), align="lrr")
+    return table(rows, (what, of, "FLOP", "moved"), align="lrrr")
+
+
+def _share(part: int, whole: Mapping[str, int]) -> str:
+    total = sum(whole.values())
+    return f"{100 * part / total:.1f} %" if part and total else ""
 
 
 def _layers(layers: Collection[LayerInfo], attributes: bool) -> str:
@@ -96,12 +110,13 @@ def _layers(layers: Collection[LayerInfo], attributes: bool) -> str:
         name = f"{layer.graph}/{layer.name}" if layer.graph else layer.name
         outputs = ", ".join(map(str, layer.outputs))
         flops = "" if layer.flops is None else quantity(layer.flops)
-        row = [name, layer.op, ", ".join(layer.inputs), outputs, flops]
+        moved = "" if layer.bytes_moved is None else size(layer.bytes_moved)
+        row = [name, layer.op, ", ".join(layer.inputs), outputs, flops, moved]
         if attributes:
             row.append(", ".join(f"{k}={v}" for k, v in layer.attributes.items()))
         rows.append(row)
-    headers = ["node", "operator", "inputs", "outputs", "FLOP"]
-    return table(rows, headers + ["attributes"] * attributes, align="llllr" + "l" * attributes)
+    headers = ["node", "operator", "inputs", "outputs", "FLOP", "moved"]
+    return table(rows, headers + ["attributes"] * attributes, align="llllrr" + "l" * attributes)
 
 
 def _weights(weights: Collection[WeightInfo], statistics: bool) -> str:
@@ -122,7 +137,6 @@ def _weights(weights: Collection[WeightInfo], statistics: bool) -> str:
 
 def model_facts(found: Description, show: Collection[str]) -> dict[str, Any]:
     """The same as plain JSON; layers and weights where `show` asks for them."""
-    cost = found.cost
     facts: dict[str, Any] = {
         "kind": "onnx",
         "path": found.path,
@@ -139,13 +153,7 @@ def model_facts(found: Description, show: Collection[str]) -> dict[str, Any]:
         "functions": found.functions,
         "parameters": found.parameters,
         "weight_bytes": found.weight_bytes,
-        "cost": {
-            "flops": None if cost.reason else cost.total_flops,
-            "bytes_moved": None if cost.reason else cost.total_bytes,
-            "peak_activation_bytes": cost.peak,
-            "open": cost.open,
-            "reason": cost.reason,
-        },
+        "cost": _cost_facts(found.cost),
     }
     if {"layers", "attrs"} & set(show):
         facts["layers"] = [
@@ -176,30 +184,76 @@ def _spec(spec: TensorSpec) -> dict[str, Any]:
     }
 
 
-def engine_text(found: EngineDescription, show: Collection[str]) -> str:
-    """An engine for people."""
+def _cost_facts(cost: Cost) -> dict[str, Any]:
+    return {
+        "flops": None if cost.reason else cost.total_flops,
+        "bytes_moved": None if cost.reason else cost.total_bytes,
+        "peak_activation_bytes": cost.peak,
+        "open": cost.open,
+        "reason": cost.reason,
+    }
+
+
+def engine(
+    path: str,
+    show: Collection[str],
+    shapes: Mapping[str, Sequence[int]],
+    page: str | None,
+    verify: bool,
+) -> tuple[str, dict[str, Any]]:
+    """An engine for people, and as plain JSON; `page` is where it is to be drawn."""
+    from pathlib import Path
+
+    from polytool.backends.native.engine_file import verify as check
+    from polytool.engine_inspection import inspect_engine
+
+    found = inspect_engine(path, input_shapes=shapes, statistics="stats" in show)
+    text, facts = _engine_text(found, show), _engine_facts(found, show)
+    if page is not None:
+        from polytool.visual import save_visual
+
+        save_visual(found.as_graph(), page)
+        text += f"\n\n{page}: open it in a browser"
+        facts["visual"] = page
+    if verify:
+        facts["sound_parts"] = sum(1 for _ in check(Path(path)))
+        text += f"\n\n{facts['sound_parts']} parts checked: sound"
+    return text, facts
+
+
+def _engine_text(found: EngineDescription, show: Collection[str]) -> str:
     lines = [
         f"{found.path}: engine for {found.device}, {found.config.get('precision', '')}",
-        f"{len(found.layers)} layers of {found.nodes} nodes, {size(found.weight_bytes)} of weights",
+        f"{len(found.layers)} layers of {found.nodes} nodes, {quantity(found.parameters)} "
+        f"parameters, {size(found.weight_bytes)} of weights",
         *(f"tactics and kernels for {name}" for name in found.devices),
         *(f"on the host under --device cuda: {n} ({why})" for n, why in found.on_host.items()),
         "",
         *_interface("inputs", found.inputs),
         *_interface("outputs", found.outputs),
         "",
-        table(found.kinds.items(), ("kind", "layers"), align="lr"),
+        *_cost(found.cost),
+        "",
+        _operators(found.as_graph(), "kind", "layers"),
     ]
     if {"layers", "attrs"} & set(show):
-        rows = [
-            (x.name, x.kind, x.tactic, ", ".join(map(str, x.outputs)), ", ".join(x.origin))
-            for x in found.layers
-        ]
-        lines += ["", table(rows, ("layer", "kind", "tactic", "outputs", "ONNX nodes"))]
+        rows = []
+        for x in found.layers:
+            flops = "" if x.flops is None else quantity(x.flops)
+            moved = "" if x.bytes_moved is None else size(x.bytes_moved)
+            outputs, origin = ", ".join(map(str, x.outputs)), ", ".join(x.origin)
+            row = [x.name, x.kind, x.tactic, outputs, flops, moved, origin]
+            attributes = ", ".join(f"{k}={v}" for k, v in x.attributes.items())
+            rows.append(row + [attributes] * ("attrs" in show))
+        headers = ["layer", "kind", "tactic", "outputs", "FLOP", "moved", "ONNX nodes"]
+        more = ["attributes"] * ("attrs" in show)
+        lines += ["", table(rows, headers + more, align="llllrrl" + "l" * len(more))]
+    if {"weights", "stats"} & set(show):
+        lines += ["", _weights(found.weights, "stats" in show)]
     return "\n".join(lines)
 
 
-def engine_facts(found: EngineDescription, show: Collection[str]) -> dict[str, Any]:
-    """The same as plain JSON."""
+def _engine_facts(found: EngineDescription, show: Collection[str]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "kind": "engine",
         "path": found.path,
@@ -209,7 +263,9 @@ def engine_facts(found: EngineDescription, show: Collection[str]) -> dict[str, A
         "outputs": [_spec(s) for s in found.outputs],
         "nodes": found.nodes,
         "kinds": found.kinds,
+        "parameters": found.parameters,
         "weight_bytes": found.weight_bytes,
+        "cost": _cost_facts(found.cost),
         "devices": found.devices,
         "on_host": dict(found.on_host),
     }
@@ -220,8 +276,14 @@ def engine_facts(found: EngineDescription, show: Collection[str]) -> dict[str, A
                 "kind": x.kind,
                 "tactic": x.tactic,
                 "origin": x.origin,
+                "inputs": x.inputs,
                 "outputs": [_spec(s) for s in x.outputs],
+                "flops": x.flops,
+                "bytes_moved": x.bytes_moved,
             }
+            | ({"attributes": x.attributes} if "attrs" in show else {})
             for x in found.layers
         ]
+    if {"weights", "stats"} & set(show):
+        facts["weights"] = found.weights
     return facts

@@ -1,10 +1,11 @@
-// The model: graphs of nodes [name, operator, [inputs], [outputs], {attributes}, {body: graph}, flops];
-// inputs and outputs are indices into values [name, type, is weight]. Text only goes through textContent.
+// The model: graphs of nodes [name, operator, [inputs], [outputs], {attributes}, {body: graph}, flops,
+// bytes moved]; inputs and outputs are indices into values [name, type, is weight]. The main graph has
+// inputs and outputs of its own, which become nodes here. Text only goes through textContent.
 const model = JSON.parse(document.getElementById("model").textContent);
 const canvas = document.getElementById("canvas"), draw2d = canvas.getContext("2d");
 const details = document.getElementById("details"), search = document.getElementById("search");
 const matches = document.getElementById("matches"), grouping = document.getElementById("grouping");
-const W = 150, H = 34, DX = 22, DY = 34, GROUP_FROM = 300;
+const W = 172, H = 40, DX = 24, DY = 40, GROUP_FROM = 300, PORT = new Set(["Input", "Output"]);
 const opened = new Set(); // groups and bodies that are open, by key
 let graph = 0, items = [], edges = [], rows = [], chosen = null, near = new Set();
 let zoom = 1, left = 0, top_ = 0, size = { w: 0, h: 0 };
@@ -15,7 +16,18 @@ const make = (tag, properties, ...children) => {
   return node;
 };
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-const scopeOf = (node) => (node[0].includes("/") ? node[0].split("/").filter(Boolean).slice(0, -1) : []);
+const scopeOf = (node) => (node[0].includes("/") && !PORT.has(node[1]) ? node[0].split("/").filter(Boolean).slice(0, -1) : []);
+
+for (const source of model.graphs) {
+  source.nodes.unshift(...(source.inputs || []).map((v) => [model.values[v][0], "Input", [], [v], {}, {}, 0, 0]));
+  source.nodes.push(...(source.outputs || []).map((v) => [model.values[v][0], "Output", [v], [], {}, {}, 0, 0]));
+}
+
+// What a node reads, with what its bodies read of the graphs around them.
+const readsOf = (node) => {
+  const bodies = Object.values(node[5]);
+  return bodies.length ? [...new Set([...node[2], ...bodies.flatMap((g) => model.graphs[g].nodes.flatMap(readsOf))])] : node[2];
+};
 
 // What stands for each node: itself, or the outermost closed group around it.
 function itemsOf(index) {
@@ -43,9 +55,10 @@ function layOut() {
   items.forEach((item, i) => item.nodes.forEach((n) => at.set(n, i)));
   source.nodes.forEach((node, n) => node[3].forEach((v) => producer.set(v, n)));
   const sets = items.map(() => new Set());
-  items.forEach((item, i) => item.nodes.forEach((n) => source.nodes[n][2].forEach((v) => {
+  items.forEach((item) => { item.leaving = new Set(); });
+  items.forEach((item, i) => item.nodes.forEach((n) => readsOf(source.nodes[n]).forEach((v) => {
     const from = producer.has(v) ? at.get(producer.get(v)) : null;
-    if (from != null && from !== i) sets[i].add(from);
+    if (from != null && from !== i) { sets[i].add(from); items[from].leaving.add(v); }
   })));
   rank(sets);
   sink(sets, items.map((item) => item.nodes.some((n) => source.nodes[n][2].some((v) => v >= 0 && !producer.has(v) && !model.values[v][2]))));
@@ -125,8 +138,10 @@ function colourOf(op) {
   return colours.get(op);
 }
 
-const textOf = (item) => item.label != null ? `${item.label.split("/").pop()} (${item.nodes.length})`
+const textOf = (item) => item.label != null ? item.label.split("/").pop()
   : model.graphs[graph].nodes[item.nodes[0]][1];
+const secondOf = (item) => item.label != null ? `${item.nodes.length} nodes`
+  : model.graphs[graph].nodes[item.nodes[0]][0].split("/").pop();
 
 let pending = false;
 function draw() {
@@ -156,8 +171,8 @@ function paint() {
   };
   lines(() => true, css("edge"), 1);
   if (chosen != null) lines((from, to) => from === chosen || to === chosen, css("near"), 2.2);
-  const text = css("text"), line = css("line"), groupColour = css("group");
-  draw2d.font = "13px system-ui, sans-serif"; draw2d.textBaseline = "middle"; draw2d.textAlign = "center";
+  const text = css("text"), soft = css("soft"), line = css("line"), groupColour = css("group");
+  draw2d.textBaseline = "middle"; draw2d.textAlign = "center";
   for (let r = Math.max(0, Math.floor(first / (H + DY))); r < rows.length && r * (H + DY) <= last; r++) {
     for (const i of rows[r]) {
       const item = items[i];
@@ -168,18 +183,36 @@ function paint() {
       draw2d.lineWidth = i === chosen ? 3 : near.has(i) ? 2 : 1;
       draw2d.beginPath(); draw2d.roundRect(item.x, item.y, W, H, node ? 5 : 14); draw2d.fill(); draw2d.stroke();
       if (node && Object.keys(node[5]).length) draw2d.strokeRect(item.x + 3, item.y + 3, W - 6, H - 6);
-      if (zoom > 0.28) { draw2d.fillStyle = text; draw2d.fillText(cut(textOf(item)), item.x + W / 2, item.y + H / 2); }
+      if (zoom <= 0.28) continue;
+      draw2d.fillStyle = text; draw2d.font = "13px system-ui, sans-serif";
+      draw2d.fillText(cut(textOf(item), 22), item.x + W / 2, item.y + (zoom > 0.5 ? 13 : H / 2));
+      if (zoom <= 0.5) continue;
+      draw2d.fillStyle = soft; draw2d.font = "11px system-ui, sans-serif";
+      draw2d.fillText(cut(secondOf(item), 28), item.x + W / 2, item.y + 29);
+      if (item.leaving.size === 1) { // the type of what leaves, beside its line
+        draw2d.textAlign = "left";
+        draw2d.fillText(cut(model.values[[...item.leaving][0]][1], 30), item.x + W / 2 + 5, item.y + H + 10);
+        draw2d.textAlign = "center";
+      }
     }
   }
 }
 
-const cut = (text) => (text.length > 20 ? `${text.slice(0, 19)}…` : text);
+const cut = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 
 function fit() {
   const w = canvas.clientWidth, h = canvas.clientHeight;
-  zoom = Math.min(1, w / (size.w + 60), h / (size.h + 60));
-  if (zoom < 0.05) { zoom = 0.5; left = (size.w - w / zoom) / 2; top_ = -20; }
-  else { left = (size.w - w / zoom) / 2; top_ = (size.h - h / zoom) / 2; }
+  zoom = Math.max(Math.min(1, w / (size.w + 60), h / (size.h + 60)), 0.02);
+  left = (size.w - w / zoom) / 2; top_ = (size.h - h / zoom) / 2;
+  draw();
+}
+
+// The whole graph where it can be read so, else its beginning.
+function begin() {
+  fit();
+  if (zoom >= 0.5 || !items.length) return;
+  const first = rows.find((row) => row.length), middle = first.reduce((sum, i) => sum + items[i].x, 0) / first.length;
+  zoom = 0.9; left = middle + W / 2 - canvas.clientWidth / zoom / 2; top_ = -24;
   draw();
 }
 
@@ -191,7 +224,8 @@ function refresh(keep) {
   if (offset) {
     const now = items.find((item) => item.nodes.includes(node));
     left = now.x - offset[0]; top_ = now.y - offset[1]; draw();
-  } else fit();
+  } else begin();
+  describe();
 }
 
 function showPath() {
@@ -206,6 +240,8 @@ function showPath() {
 function choose(i) {
   chosen = i; near = new Set();
   if (i != null) for (const [from, to] of edges) { if (from === i) near.add(to); if (to === i) near.add(from); }
+  const node = i != null && items[i].label == null ? model.graphs[graph].nodes[items[i].nodes[0]] : null;
+  history.replaceState(null, "", node ? `#${encodeURIComponent(node[0])}` : location.pathname);
   describe(); draw();
 }
 
@@ -222,9 +258,29 @@ function tensorRow(v, list) {
   list.append(make("dt", {}, weight ? "weight" : "tensor"), make("dd", {}, jump, make("br"), type));
 }
 
+// What the graph consists of: shown while nothing is selected.
+function summarise() {
+  const counts = new Map(), nodes = model.graphs[graph].nodes.filter((node) => !PORT.has(node[1]));
+  for (const node of nodes) counts.set(node[1], (counts.get(node[1]) || 0) + 1);
+  details.append(make("p", { className: "soft",
+    textContent: "Click a node. Drag moves, the wheel zooms, a double click opens groups and bodies." }));
+  for (const [title, list] of [["Inputs", model.graphs[graph].inputs], ["Outputs", model.graphs[graph].outputs]]) {
+    const rows = make("dl");
+    for (const v of list || []) tensorRow(v, rows);
+    if (rows.children.length) details.append(make("h3", { textContent: title }), rows);
+  }
+  const rows = make("dl");
+  for (const [op, count] of [...counts].sort((a, b) => b[1] - a[1])) {
+    const list = () => { search.value = op; find(); search.focus(); };
+    rows.append(make("dt", {}, make("button", { className: "link", type: "button", textContent: op, onclick: list })),
+      make("dd", {}, String(count)));
+  }
+  details.append(make("h3", { textContent: `${nodes.length.toLocaleString("en")} nodes` }), rows);
+}
+
 function describe() {
   details.replaceChildren();
-  if (chosen == null) return;
+  if (chosen == null) { summarise(); return; }
   const item = items[chosen];
   if (item.label != null) {
     const counts = new Map();
@@ -235,9 +291,13 @@ function describe() {
       make("button", { type: "button", textContent: "Open", onclick: () => open(items.indexOf(item)) }), list);
     return;
   }
-  const [name, op, inputs, outputs, attributes, bodies, flops] = model.graphs[graph].nodes[item.nodes[0]];
+  const [name, op, inputs, outputs, attributes, bodies, flops, moved] = model.graphs[graph].nodes[item.nodes[0]];
   details.append(make("h2", { textContent: op }), make("p", { textContent: name }));
-  if (flops) details.append(make("p", { className: "soft", textContent: `${flops.toLocaleString("en")} FLOP` }));
+  const costs = [[flops, "FLOP"], [moved, "bytes moved"]].filter((cost) => cost[0]);
+  if (costs.length) {
+    const said = costs.map(([count, unit]) => `${count.toLocaleString("en")} ${unit}`).join(", ");
+    details.append(make("p", { className: "soft", textContent: said }));
+  }
   for (const [body, index] of Object.entries(bodies)) {
     details.append(make("p", {}, make("button", { type: "button", textContent: `Open ${body}`, onclick: () => { graph = index; refresh(); } })));
   }
@@ -334,4 +394,12 @@ for (let again = grouping.checked; again;) { // a group that holds nearly everyt
   if (large) opened.add(`g0:${large.label}`); else again = false;
 }
 refresh();
+if (location.hash) { // a link to a node, by its name
+  const wanted = decodeURIComponent(location.hash.slice(1));
+  model.graphs.some((source, g) => {
+    const n = source.nodes.findIndex((node) => node[0] === wanted);
+    if (n >= 0) goTo(g, n);
+    return n >= 0;
+  });
+}
 document.body.dataset.ready = String(items.length);

@@ -161,6 +161,42 @@ def test_an_engine_is_described(
     assert "engine for cpu, fp32" in capsys.readouterr().out
 
 
+def test_an_engine_shows_costs_weights_and_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from polytool import engine_from_onnx
+
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x) => (float[N,6] y) '
+        f"<float[4,6] w = {{{', '.join(['1'] * 24)}}}> {{m = MatMul(x, w) y = Relu(m)}}"
+    )
+    engine, page = str(tmp_path / "m.engine"), tmp_path / "m.html"
+    engine_from_onnx(model).save(engine)
+    command = ["inspect", "model", engine, "--input-shapes", "x:[2,4]", "--json"]
+    assert main([*command, "--show", "stats", "attrs", "--save-visual", str(page)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["parameters"] == 24
+    assert shown["cost"]["flops"] == 2 * 2 * 4 * 6 + 12
+    # the product is fused with Relu, so that only x, w and y move
+    assert shown["cost"]["bytes_moved"] == 4 * (8 + 24 + 12)
+    assert shown["weights"][0]["statistics"]["mean"] == 1
+    assert '"MatMul' in page.read_text(encoding="utf-8") or "m.engine" in page.read_text()
+    assert main(["inspect", "model", engine]) == 0
+    assert "cost: not known, because the shapes of x are open" in capsys.readouterr().out
+    assert main(["inspect", "model", engine, "--list-unbounded-dds"]) == 2
+
+
+def test_long_metadata_is_abridged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) {y = Relu(x)}'
+    )
+    model.metadata_props.add(key="character", value="a\n" * 5000)
+    onnx.save(model, tmp_path / "m.onnx")
+    assert main(["inspect", "model", str(tmp_path / "m.onnx")]) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("character: ")]
+    assert line.endswith("... (10000 characters)")
+
+
 def test_sparsity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dense = np.ones((8, 8), np.float32)
     sparse = dense.copy()

@@ -46,6 +46,20 @@ def test_the_page_holds_every_graph_with_its_values() -> None:
     inner = graphs["if/else_branch/inner/else_branch"]
     assert found["graphs"][inner["parent"]]["path"] == "if/else_branch"
     assert inner["nodes"][0][4] == {"alpha": "0.5"}
+    assert [names[v] for v in graphs[""]["inputs"]] == ["x", "c"]
+    assert [names[v] for v in graphs[""]["outputs"]] == ["y"]
+
+
+def test_the_page_says_what_input_shapes_and_weights_are_like() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N,2] x) => (float[M,2] y) '
+        "<float[2] k = {1, 3}> {y = Add(x, k)}"
+    )
+    found = facts(inspect_model(model, input_shapes={"x": (5, 2)}, statistics=True))
+    kinds = {name: kind for name, kind, _ in found["values"]}
+    assert kinds["y"] == "float32[5, 2]"
+    assert kinds["k"] == "float32[2], 8 bytes, 1 to 3, mean 2, std 1"
+    assert found["graphs"][0]["nodes"][0][6:] == [10, 4 * (10 + 2 + 10)]
 
 
 def test_the_page_needs_no_network_and_names_cannot_end_its_script() -> None:

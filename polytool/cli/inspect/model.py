@@ -45,17 +45,9 @@ def model(
     Example: polytool inspect model model.onnx --show layers weights --input-shapes x:1x3x32x32
     """
     if model.endswith(".engine"):
-        from pathlib import Path
-
-        from polytool.backends.native.engine_file import verify as check
-        from polytool.engine_inspection import inspect_engine
-
-        engine = inspect_engine(model)
-        text, facts = _described.engine_text(engine, show), _described.engine_facts(engine, show)
-        if verify:
-            facts["sound_parts"] = sum(1 for _ in check(Path(model)))
-            text += f"\n\n{facts['sound_parts']} parts checked: sound"
-        result(as_json, text, facts)
+        if list_unbounded_dds:
+            raise click.UsageError("--list-unbounded-dds is for ONNX models, not for engines")
+        result(as_json, *_described.engine(model, show, input_shapes, save_visual, verify))
         return
     from polytool.inspection import inspect_model
     from polytool.model import load

@@ -20,7 +20,7 @@ from polytool.cli.output import result
 @options.option("--num-passes", type=int, default=10, help="Rounds at most.")
 @options.size(
     "--fold-size-threshold",
-    default="64M",
+    default="16M",
     help="Bytes by which one folded node may make the file grow.",
 )
 @options.shapes("--override-input-shapes", help="Declare these input shapes, as x:[1,3,224,224].")
