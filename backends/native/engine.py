@@ -113,7 +113,7 @@ class Engine:
         """A context: what one thread needs to run the engine; see `ExecutionContext`."""
         from polytool.backends.native.context import ExecutionContext
 
-        if cuda_graph in (None, self.config.cuda_graph):
+        if cuda_graph in (None, self.config.cuda_graph) and optimization_profile is None:
             try:
                 return self.spare.pop()  # that of the build, which has everything in place
             except IndexError:

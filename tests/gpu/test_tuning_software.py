@@ -93,6 +93,14 @@ def test_shapes_inside_a_profile_take_the_tactics_of_its_usual_shape(monkeypatch
         assert usual[choice.layer] == choice.tactic or usual[choice.layer] not in choice.candidates
 
 
+def test_a_chosen_profile_counts_for_the_first_context_too():
+    engine = build(model("N"), profiles=[{"x": ((1, 64),) * 3}, {"x": ((9, 64),) * 3}])
+    context = engine.create_execution_context(optimization_profile=1)
+    assert context.infer({"x": np.ones((9, 64), np.float32)})["y"].shape == (9, 64)
+    with pytest.raises(UsageError, match="profile"):
+        context.infer({"x": np.ones((1, 64), np.float32)})
+
+
 def test_the_largest_shape_of_a_profile_makes_the_arena():
     engine = build(model("N"), profiles=[{"x": ((1, 64), (32, 64), (480, 64))}])
     context = engine.create_execution_context()
