@@ -7,7 +7,7 @@ exporters compute sizes with them, and the scales of Resize.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from polytool.backends.native.builder import engine_from_onnx
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.engine import Engine
 from polytool.backends.native.network import Constant, Tensor
+from polytool.backends.native.oracle import EXACT_INPUTS
 from polytool.backends.native.program import LazyProgram
 from polytool.comparators.response import SEEDS, Response, describe, perturb
 from polytool.tensors import DType
@@ -26,14 +27,6 @@ if TYPE_CHECKING:
     from polytool.backends.base import Feeds
     from polytool.model import Source
 
-# Inputs that must stay exact: noise on them would change shapes, or make the square of a negative
-# number undefined.
-_EXACT: Mapping[str, Sequence[int]] = {
-    "Resize": (1, 2),
-    "Upsample": (1,),
-    "Range": (0, 1, 2),
-    "Pow": (1,),
-}
 _RESIDENT = 1 << 26  # elements up to which all noisy weights are in memory together
 
 
@@ -119,7 +112,7 @@ def _weights(engine: Engine) -> Iterator[Tensor]:
     exact = {
         id(node.inputs[index])
         for node in nodes
-        for index in _EXACT.get(node.op, ())
+        for index in EXACT_INPUTS.get(node.op, ())
         if index < len(node.inputs)
     }
     read = dict.fromkeys(t for node in nodes for t in node.inputs if t is not None)

@@ -22,6 +22,14 @@ _WIDE = Mode(wide=True)
 _BIAS = 1 << 14  # elements up to which a constant is a bias or a scale, not a weight
 _CACHED = 1 << 22  # elements of weights up to which a slice is kept for its next evaluation
 _BOUND = frozenset({"Cast", "CastLike"})
+# Inputs that must stay exact: noise on them would change shapes, or make the square of a negative
+# number undefined.
+EXACT_INPUTS: Mapping[str, tuple[int, ...]] = {
+    "Resize": (1, 2),
+    "Upsample": (1,),
+    "Range": (0, 1, 2),
+    "Pow": (1,),
+}
 
 
 class NativeOracle(LayerOracle):
@@ -174,8 +182,9 @@ class NativeOracle(LayerOracle):
         for layer in layers:
             (node,) = layer.nodes
             if not node.bodies and node.op not in _BOUND:
-                host = node.operator.host if node.operator is not None else ()
-                inputs = [t if i in host else swap(t) for i, t in enumerate(node.inputs)]
+                exact = set(EXACT_INPUTS.get(node.op, ()))
+                exact.update(node.operator.host if node.operator is not None else ())
+                inputs = [t if i in exact else swap(t) for i, t in enumerate(node.inputs)]
                 layer = Layer.single(dataclasses.replace(node, inputs=inputs))
             copies.append(layer)
         return copies, list(opened.values())

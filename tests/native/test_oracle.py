@@ -49,3 +49,13 @@ def test_what_is_missing_is_named():
         oracle().evaluate({}, ["p"])
     with pytest.raises(UsageError, match="no tensor 'ghost'"):
         oracle().evaluate({"x": W}, ["ghost"])
+
+
+def test_noise_spares_exponents():
+    proto = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["" : 20]> g (float[4] x) => (float[4] y)
+        <float two = {2}> { y = Pow(x, two) }"""
+    )
+    x = np.float32([-1, -2, 3, -4])
+    noisy = NativeOracle(proto).evaluate({"x": x}, ["y"], noise=2.0**-20)["y"]
+    assert np.isfinite(noisy).all() and not np.array_equal(noisy, x**2)
