@@ -70,6 +70,14 @@ class CallableRunner(Runner):
         self._seconds = time.perf_counter() - start
         return {k: _on_host(v) for k, v in self._named(outputs).items()}
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those that the callable has, else what a PyTorch module computes with."""
+        own = getattr(self._function, "settings", None)
+        if isinstance(own, Mapping):
+            return dict(own)
+        return _torch_settings(self._function) if hasattr(self._function, "state_dict") else {}
+
     def last_inference_time(self) -> float:
         """Seconds of the last call."""
         return self._seconds
@@ -107,6 +115,16 @@ class CallableRunner(Runner):
         from polytool.model import load
 
         return [o.name for o in load(self._model).proto.graph.output]
+
+
+def _torch_settings(module: Any) -> dict[str, Any]:
+    import torch  # only who brings a module has it
+
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    settings = {"backend": "torch", "version": torch.__version__, "device": device.type}
+    if device.type == "cuda":
+        settings["tf32"] = torch.backends.cuda.matmul.allow_tf32
+    return settings
 
 
 def _on_host(value: Any) -> Any:

@@ -8,15 +8,14 @@ comparison.to_json()
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from polytool.comparators.comparison import Comparison, Finding, OutputResult, Pair, average
 from polytool.comparators.leaves import Leaf, dtype_of, fit, leaves
 from polytool.comparators.metrics import Errors, measure
 from polytool.comparators.response import MORE, Measure, Response
+from polytool.comparators.settings import differing_settings
 from polytool.comparators.tolerances import (
     Criteria,
     Floor,
@@ -192,7 +191,8 @@ def _compare_runs(
         outputs = {
             n: OutputResult(n, o.iterations, average(o, criteria)) for n, o in outputs.items()
         }
-    return Pair(a.name, b.name, outputs, tuple(_notes(a, b)))
+    notes = differing_settings(a.settings, b.settings, f"in {a.name}", f"in {b.name}")
+    return Pair(a.name, b.name, outputs, tuple(notes))
 
 
 def _names(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> list[str]:
@@ -291,14 +291,3 @@ class _Output:
         """None where values are exact."""
         real = [d for d in dtypes if d.is_float or d.name.startswith("COMPLEX")]
         return floor_of(real, self.precisions) if real else None
-
-
-def _notes(a: _Run, b: _Run) -> Iterator[str]:
-    """Settings in which the two runs differ, where both state them."""
-    for key in a.settings:
-        if key in b.settings and not _same(a.settings[key], b.settings[key]):
-            yield f"{key}: {a.settings[key]} in {a.name}, {b.settings[key]} in {b.name}"
-
-
-def _same(x: Any, y: Any) -> bool:
-    return bool(np.array_equal(x, y)) if isinstance(x, np.ndarray) else bool(x == y)

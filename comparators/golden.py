@@ -7,7 +7,7 @@ tenth, so that layers can be compared without storing them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from polytool.backends.base import Feeds, Observable, Runner, Tap
 from polytool.comparators.budget import operand_roundoff, unit_roundoff
 from polytool.comparators.judge import relative_l2
+from polytool.comparators.settings import differing_settings
 from polytool.errors import ModelError
 
 if TYPE_CHECKING:
@@ -90,16 +91,6 @@ class Golden:
     def other_settings(self, golden: Golden) -> list[str]:
         """The settings in which the two runs differ, in words."""
         return differing_settings(self.settings, golden.settings)
-
-
-def differing_settings(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    """What changes numbers and is not the same in both: `precision: fp16 here, fp32 there`."""
-    names = dict.fromkeys((*now, *then))
-    return [
-        f"{name}: {now.get(name)} here, {then.get(name)} there"
-        for name in names
-        if now.get(name) != then.get(name)
-    ]
 
 
 def record(runner: Runner, samples: Sequence[Feeds]) -> Golden:

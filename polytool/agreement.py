@@ -107,6 +107,8 @@ class Session:
         model: the model as it was run; None for an engine.
         feeds: the inputs; None where nothing was run.
         notes: what the user should know: the data that were chosen, options that did nothing.
+        changed: where there are several inputs, the outputs that came out otherwise when the first
+            inputs were run again: runner, output, largest difference (None where it is no number).
         shapes: those of inputs that were asked for, or that an optimization profile calls usual.
         bounds: what the inputs did to bounds that surgery has set, where that was asked.
     """
@@ -117,6 +119,7 @@ class Session:
     notes: tuple[str, ...]
     bounds: tuple[BoundCheck, ...] | None = None
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    changed: tuple[tuple[str, str, float | None], ...] = ()
 
     @property
     def reference(self) -> str:
@@ -200,7 +203,7 @@ def perform(request: Request, on_iteration: OnIteration | None = None) -> Sessio
         shapes = shapes_of(request, runners)
         feeds = make_data(request, model, runners, notes)
         notes += feeds.notes
-    own = RunResults()
+    own, changed = RunResults(), list[tuple[str, str, float | None]]()
     saves = {"timing_cache": request.save_timing_cache, "tactics": request.save_tactics}
     engine = _native(runners) if any(saves.values()) else None
     if feeds is not None:
@@ -211,12 +214,15 @@ def perform(request: Request, on_iteration: OnIteration | None = None) -> Sessio
             save=request.save_outputs,
             warm_up=request.warm_up,
             on_iteration=on_iteration,
+            on_change=lambda *change: changed.append(change),
         )
     if engine is not None:
         from polytool.tactic_files import save_decisions
 
         notes += save_decisions(engine, **saves)
-    return Session(joined([own, *loaded]), model, feeds, tuple(notes), shapes=shapes)
+    return Session(
+        joined([own, *loaded]), model, feeds, tuple(notes), shapes=shapes, changed=tuple(changed)
+    )
 
 
 def check(request: Request) -> None:

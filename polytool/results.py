@@ -177,6 +177,7 @@ class Chain(Sequence[Iteration]):
 
 
 OnIteration = Callable[[str, int, Iteration], None]
+OnChange = Callable[[str, str, float | None], None]
 
 
 def run(
@@ -187,6 +188,7 @@ def run(
     save: StrPath | None = None,
     warm_up: int = 0,
     on_iteration: OnIteration | None = None,
+    on_change: OnChange | None = None,
 ) -> RunResults:
     """Run `model` on every runner in turn, each on all of `feeds`.
 
@@ -201,12 +203,16 @@ def run(
         save: where to save the results as they come; see `RunResults.save`.
         warm_up: how often to run the first inputs before the first measured inference.
         on_iteration: called with runner name, index and outputs after each inference.
+        on_change: where it is given and there are several inputs, the first are run once more at
+            the end; called with runner name, name of the output, and the largest difference for
+            each output that is not bit for bit the same again.
 
     Raises:
         UsageError: no runner is given, a name is unknown, or there is no feed.
         RunnerError: a runner failed.
     """
     from polytool.feeds import as_feeds, make_feeds
+    from polytool.repetition import changes
     from polytool.result_files import ResultsDirectory, is_directory_path
 
     ready = _runners(model, runners)
@@ -220,14 +226,21 @@ def run(
     for index in range(len(ready)):
         name, runner = ready.pop(0)  # what nobody else holds is freed before the next one starts
         kept: list[Iteration] = []
+        number, first = 0, Iteration({})
         with runner:
             for number, outputs in enumerate(_infer_all(name, runner, data, warm_up)):
                 if directory is not None:
                     directory.add(index, name, number, outputs, runner.settings)
                 else:
                     kept.append(outputs)
+                if number == 0:
+                    first = outputs
                 if on_iteration is not None:
                     on_iteration(name, number, outputs)
+            if on_change is not None and number > 0:
+                again = next(_infer_all(name, runner, data, 0))
+                for output, difference in changes(first, again):
+                    on_change(name, output, difference)
             runs.append(Run(name, kept, runner.settings))
         if directory is None and not kept:
             raise UsageError("there are no input data: the feeds are empty")

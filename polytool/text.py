@@ -16,6 +16,7 @@ COLORS = {
     "broken": "red",
     "not_compared": "yellow",
     "suspicious": "yellow",
+    "not_repeatable": "yellow",
 }
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
+
+from onnx import TensorProto
 
 from polytool.backends.base import Feeds, LayerTime, Observable, Observer, Outputs, Tap
 from polytool.backends.checks import check_feeds, on_device
@@ -198,8 +201,19 @@ class OnnxrtRunner(Observable):
             "provider_options": {n: dict(o) for n, o in self._config.providers if o},
             "graph_optimization_level": self._config.level,
             "threads": self._config.threads or "default",
+            **({"session_options": dict(self._config.entries)} if self._config.entries else {}),
+            **({"float16_in": "float32"} if self._on_cpu and self._has_float16 else {}),
             **({} if self._on_cpu else {"tf32": self._tf32}),
         }
+
+    @cached_property
+    def _has_float16(self) -> bool:
+        """Whether the model computes in float16, for which the CPU provider has hardly a kernel."""
+        graph = self._model.proto.graph
+        kinds = {t.data_type for t in graph.initializer}
+        kinds |= {v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)}
+        kinds |= {a.i for n in graph.node if n.op_type == "Cast" for a in n.attribute}
+        return TensorProto.FLOAT16 in kinds
 
     @property
     def _on_cpu(self) -> bool:
@@ -209,6 +223,8 @@ class OnnxrtRunner(Observable):
     def _tf32(self) -> bool | None:
         """Whether float32 products may run in TF32; None where the provider does not say."""
         provider, options = self._config.providers[0]
+        if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
+            return False
         if provider == "CUDAExecutionProvider":
             return options.get("use_tf32", "1") not in ("0", "False", "false")
         return None

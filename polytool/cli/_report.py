@@ -23,7 +23,7 @@ MOST_ROWS = 20  # outputs that are shown
 
 def describe(session: Session, comparison: Comparison, request: Request) -> str:
     """The whole answer of a comparison as text."""
-    facts = [*_verdict_on_each(comparison), *_facts(session)]
+    facts = [*_verdict_on_each(comparison), *_changes(session), *_facts(session)]
     parts = [comparison_text.describe(comparison), "\n".join(facts)]
     if comparison.verdict == "differ":
         parts.append(_next_step(session, request))
@@ -37,6 +37,14 @@ def _verdict_on_each(comparison: Comparison) -> Iterator[str]:
     said = who_is_off(comparison)
     if said is not None and all(pair.b == "oracle" for pair in comparison.pairs):
         yield f"rel L2  {said}"
+
+
+def _changes(session: Session) -> Iterator[str]:
+    """Outputs that are not the same when the same is run again."""
+    for runner, output, difference in session.changed:
+        much = "" if difference is None else f", by up to {difference:.2g}"
+        what = f"{output} of {runner} changes between identical runs{much}"
+        yield f"{verdict('not_repeatable')}  {what}"
 
 
 def _facts(session: Session) -> Iterator[str]:
@@ -81,7 +89,10 @@ def to_json(session: Session) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "seconds": {name: list(run.seconds) for name, run in session.results.items()},
         "notes": list(session.notes),
+        "changed": {},
     }
+    for runner, output, difference in session.changed:
+        facts["changed"].setdefault(runner, {})[output] = difference
     if session.bounds is not None:
         facts["bounds"] = [check.to_json() for check in session.bounds]
     return facts
@@ -152,7 +163,7 @@ def describe_run(session: Session) -> str:
     parts = [text, table(shown, headers, align="llrrr")]
     if hidden > 0:
         parts[-1] += f"\n... and {hidden} more"
-    return "\n\n".join([*parts, "\n".join(_facts(session))])
+    return "\n\n".join([*parts, "\n".join([*_changes(session), *_facts(session)])])
 
 
 def _value(value: Any) -> str:

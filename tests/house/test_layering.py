@@ -60,6 +60,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
             "polytool.feed_values",
             "polytool.feeds",
             "polytool.polygraphy_json",
+            "polytool.repetition",
             "polytool.result_files",
             "polytool.results",
             "polytool.selection",
