@@ -292,7 +292,8 @@ def test_bfloat16_before_opset_13_is_refused():
 
 
 def test_custom_operators_stay_as_they_are():
-    proto = parse("g (float[2,8] x) => (float[2,8] y) { a = Exp(x) b = my.Op(a) y = Neg(b) }",
+    proto = parse("g (float[2,8] x) => (float[2,8] y) <float[2,8] b> "
+                  "{ a = Exp(x) b = my.Op(a) y = Neg(b) }",
                   extra=', "my": 1')  # fmt: skip
     made = convert_precision(proto)
     assert [(k.node, "nothing is known of my.Op" in k.reason) for k in made.kept] == [
