@@ -12,8 +12,9 @@ import onnx
 
 from polytool.arrays import Array, decode_raw, dtype_of, shape_of
 from polytool.cost import Cost, measure
-from polytool.model import Model, Source, load
+from polytool.model import Model, Source
 from polytool.surgeon.graph import Graph, Node, Value, Workspace
+from polytool.surgeon.gs_graph import open_model
 from polytool.surgeon.infer import infer
 from polytool.surgeon.report import Report
 from polytool.tensors import DType, TensorSpec
@@ -118,7 +119,7 @@ def inspect_model(
         ModelError: the model is broken.
         UsageError: an input shape does not fit.
     """
-    model = load(source)
+    model = open_model(source)
     workspace = Workspace(model)
     workspace.sort()
     infer(workspace, Report())

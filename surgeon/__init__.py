@@ -13,6 +13,7 @@ _HOMES = {
     "extract": "polytool.surgeon.extraction",
     "insert": "polytool.surgeon.extraction",
     "bound_shapes": "polytool.surgeon.bounding",
+    "fold_constants": "polytool.surgeon.constant_folding",
     "from_gs": "polytool.surgeon.gs_graph",
     "to_gs": "polytool.surgeon.gs_graph",
     "list_dds": "polytool.surgeon.bounding",

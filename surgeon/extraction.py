@@ -175,6 +175,15 @@ def insert(
 
     Where an output is also an input, the node stands between that tensor and all its readers.
 
+    Args:
+        source: what `polytool.model.load` takes, or a GraphSurgeon graph.
+        op: the operator.
+        inputs: tensors that it reads.
+        outputs: tensors that it computes from now on.
+        name: of the node.
+        domain: of the operator; one that the model does not import yet is imported at version 1.
+        attributes: ints, floats, strings, or lists of them, by name.
+
     Raises:
         UsageError: a tensor does not exist.
     """

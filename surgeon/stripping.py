@@ -14,13 +14,14 @@ from onnx import TensorProto
 from polytool.model import WEIGHTLESS, Model, Source
 from polytool.patterns import check_used
 from polytool.surgeon.constants import lift_constants
-from polytool.surgeon.graph import Workspace
+from polytool.surgeon.graph import Value, Workspace
 from polytool.surgeon.gs_graph import open_model
 from polytool.surgeon.report import Report
 from polytool.surgeon.sparsity import candidates, is_sparse, pruned
 from polytool.tensors import DType
 
 _SPARSE = "SPARSE_2_4"
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _SMALLEST = 1024  # bytes; smaller tensors are as likely shapes, axes or scales
 
 
@@ -40,10 +41,10 @@ class Rewritten:
 
 
 def strip_weights(source: Source, *, exclude: Collection[str] = ()) -> Rewritten:
-    """Take the content of large floating-point weights out of a model.
+    """Take the content of floating-point weights out of a model.
 
-    Type, shape, and whether a weight is 2:4 sparse, stay. Integers stay, because indices and
-    shapes decide what a model does.
+    Large ones go, and of products and convolutions those of any size. Type, shape, and whether a
+    weight is 2:4 sparse, stay. Integers stay, because indices and shapes decide what a model does.
 
     Args:
         source: what `polytool.model.load` takes.
@@ -62,7 +63,7 @@ def strip_weights(source: Source, *, exclude: Collection[str] = ()) -> Rewritten
     total = 0
     for value in every:
         tensor = value.tensor
-        if tensor is None or value.name in exclude or not _is_weight(model, tensor):
+        if tensor is None or value.name in exclude or not _is_weight(model, value, tensor):
             continue
         weight = reduced.get(value)
         sparse = (
@@ -83,9 +84,12 @@ def strip_weights(source: Source, *, exclude: Collection[str] = ()) -> Rewritten
     return Rewritten(model.derive(proto), tuple(names), total)
 
 
-def _is_weight(model: Model, tensor: TensorProto) -> bool:
-    dtype = DType(tensor.data_type)
-    return dtype.is_float and model.nbytes(tensor) >= _SMALLEST and model.has_content(tensor)
+def _is_weight(model: Model, value: Value, tensor: TensorProto) -> bool:
+    if not DType(tensor.data_type).is_float or not tensor.dims or not model.has_content(tensor):
+        return False
+    return model.nbytes(tensor) >= _SMALLEST or any(
+        user.op in _PRODUCTS and not user.domain for user in value.used_by()
+    )
 
 
 def reconstruct_weights(source: Source, *, seed: int = 0) -> Rewritten:
