@@ -20,17 +20,23 @@ from polytool.surgeon.types import read_type
 MOST_NODES = 64  # of all iterations together
 
 
-def simplify_loops(workspace: Workspace, report: Report) -> None:
-    """Shorten every Loop of the workspace, which has to be sorted afterwards."""
+def simplify_loops(workspace: Workspace, report: Report, *, unroll: bool = True) -> None:
+    """Shorten every Loop of the workspace, which has to be sorted afterwards.
+
+    Args:
+        workspace: sorted.
+        report: what was done and refused.
+        unroll: write iterations out, whose tensors then have names that the source lacks.
+    """
     for graph in list(workspace.graphs):
         for node in list(graph.nodes):
             if node.op != "Loop" or node.domain or node.graph is None:
                 continue
             report.did("unchanged states taken out of loops", _take_out_states(node))
-            if any(v is not None for v in node.outputs):
-                _unroll(node, report)
-            else:  # there were only such states
+            if not any(v is not None for v in node.outputs):  # there were only such states
                 graph.remove(node)
+            elif unroll:
+                _unroll(node, report)
         graph.compact()
 
 

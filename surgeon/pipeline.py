@@ -38,6 +38,7 @@ class Choice:
         weights: fold arithmetic into the weights of convolutions and matrix products, which
             changes results by rounding.
         cleanup: remove what is dead, without effect, or there twice.
+        unroll: write out loops of few iterations; only with `fold`.
         rounds: how often to go through all of them at most.
     """
 
@@ -45,6 +46,7 @@ class Choice:
     shapes: bool = True
     weights: bool = True
     cleanup: bool = True
+    unroll: bool = True
     rounds: int = _MOST_ROUNDS
 
     def but(self, **changes: bool | int) -> Choice:
@@ -57,6 +59,7 @@ def simplify(
     *,
     fold: bool = True,
     weights: bool = True,
+    unroll: bool = True,
     fold_limit: int = DEFAULT_LIMIT,
     report: Report | None = None,
 ) -> Model:
@@ -67,6 +70,7 @@ def simplify(
         fold: compute what depends on constants only.
         weights: fold arithmetic into the weights of convolutions and matrix products, which
             changes results by rounding.
+        unroll: write out loops of few iterations; what is inside gets names of its own then.
         fold_limit: bytes by which one folded node may make the file grow.
         report: receives what was done and what was refused.
 
@@ -81,7 +85,7 @@ def simplify(
         simplify_workspace(
             workspace,
             report if report is not None else Report(),
-            choice=Choice(fold=fold, weights=weights),
+            choice=Choice(fold=fold, weights=weights, unroll=unroll),
             fold_limit=fold_limit,
         )
         return workspace.to_model()
@@ -119,7 +123,7 @@ def _round(workspace: Workspace, report: Report, choice: Choice, fold_limit: int
     if choice.fold:
         with report.counted("fold constants"):
             inline_decided_branches(workspace, report)
-            simplify_loops(workspace, report)
+            simplify_loops(workspace, report, unroll=choice.unroll)
             workspace.sort()
         if choice.shapes:
             with report.counted("fold shapes"):

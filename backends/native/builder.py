@@ -152,7 +152,8 @@ def prepared(model: Any) -> Prepared:
     from polytool.surgeon import simplify
 
     original = load(model)
-    return Prepared(original, with_shapes(simplify(original)))
+    # Debugging tells the model's own tensors apart: iterations written out have other names.
+    return Prepared(original, with_shapes(simplify(original, unroll=False)))
 
 
 def with_shapes(model: Model) -> Model:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from polytool.backends.native.runner import NativeRunner
 from polytool.model import Model, load
 from polytool.surgeon import Report, sanitize, simplify
 from tests.surgeon.surgery import assert_equivalent, ops, parse, simplified
@@ -244,3 +245,11 @@ def test_the_copies_of_a_body_are_named_apart() -> None:
     names = [n.name for n in model.proto.graph.node if n.name]
     assert len(set(names)) == len(names)
     onnx.checker.check_model(model.to_proto())
+
+
+def test_an_engine_keeps_the_names_of_a_loop() -> None:
+    """Locating an error names tensors of the model, so its loops are not written out."""
+    proto = parse(CASES["three iterations"][2], opset=18)
+    assert ops(simplify(proto, unroll=False))["Loop"] == 1
+    with NativeRunner(proto) as runner:
+        assert not [tap.tensor for tap in runner.taps() if tap.tensor.startswith(("w_", "u_"))]
