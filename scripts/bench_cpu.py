@@ -1,8 +1,9 @@
-"""Time the native engine on CPU against ONNX Runtime on the real models of scripts/models.py.
+"""Time the native engine on CPU against ONNX Runtime, or an emulated precision against fp32.
 
     python scripts/bench_cpu.py                         # the models that come in packages
     python scripts/bench_cpu.py ppocr-rec silero        # some of them
     python scripts/bench_cpu.py --all --json            # the nine CNN classifiers too; JSON
+    python scripts/bench_cpu.py --precision fp16        # emulated fp16 over fp32 (mark: 3)
 
 `polytool bench` does the work: each runner has a process of its own, and the two take turns. Both
 run with their own defaults. A round gives a median of each and their ratio; the table shows the
@@ -32,23 +33,38 @@ RUNNERS = ("onnxrt", "native")  # ratios are of the second to the first
 _BUSY = 0.3
 
 
-def measure(model: RealModel, rounds: int, seconds: float) -> dict[str, Any]:
-    """Both runners on one model, in turns."""
+def measure(model: RealModel, rounds: int, seconds: float, precision: str) -> dict[str, Any]:
+    """Both runners on one model, in turns: ONNX Runtime and ours, or fp32 and `precision`."""
     with tempfile.TemporaryDirectory() as folder:
         inputs = os.path.join(folder, "inputs.npz")
         save_feeds([model.feeds()], inputs)
-        request = Request(source(model, folder), RUNNERS, files=[inputs])
+        path = source(model, folder)
+        runners = two_precisions(folder, precision) if precision else RUNNERS
+        request = Request(path, runners, files=[inputs])
         found = benchmark(request, Schedule(seconds=rounds * seconds, iterations=5, turns=rounds))
-    onnxrt, native = found.timings
+    base, timed = found.timings
+    names = (precision, "fp32") if precision else ("native", "onnxrt")
     (ratio,) = found.ratios
     return {
         "model": model.name,
-        "native_ms": round(1e3 * native.latency()["median"], 4),
-        "onnxrt_ms": round(1e3 * onnxrt.latency()["median"], 4),
+        f"{names[0]}_ms": round(1e3 * timed.latency()["median"], 4),
+        f"{names[1]}_ms": round(1e3 * base.latency()["median"], 4),
         "ratio": round(ratio.ratio, 3),
         "spread": [round(ratio.low, 3), round(ratio.high, 3)],
         "other_load": found.other_load or 0.0,
     }
+
+
+def two_precisions(folder: str, precision: str) -> tuple[str, str]:
+    """Two runners from a script: the native engine in fp32, and in `precision`."""
+    script = os.path.join(folder, "runners.py")
+    text = "from polytool import NativeRunner\n" + "".join(
+        f"def {name}(model):\n    return NativeRunner(model, precision={name!r})\n"
+        for name in ("fp32", precision)
+    )
+    with open(script, "w", encoding="utf-8") as file:
+        file.write(text)
+    return f"{script}:fp32", f"{script}:{precision}"
 
 
 def source(model: RealModel, folder: str) -> str:
@@ -82,6 +98,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="the CNN classifiers of onnx too")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each runner (default 5)")
     parser.add_argument("--seconds", type=float, default=0.5, help="of a turn (default 0.5)")
+    parser.add_argument("--precision", default="", help="time this against fp32 instead")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     options = parser.parse_args()
     unknown = sorted(set(options.models) - set(names()))
@@ -93,7 +110,7 @@ def main() -> None:
             parser.error(f"{get(name).path} is missing; run scripts/fetch_models.py first")
     rows = []
     for name in chosen:
-        rows.append(measure(get(name), options.rounds, options.seconds))
+        rows.append(measure(get(name), options.rounds, options.seconds, options.precision))
         print(f"{name}: {rows[-1]['ratio']}", file=sys.stderr)
     load = round(statistics.fmean(row["other_load"] for row in rows), 2)
     result = {"models": rows, **summary(rows), "other_load": load}
@@ -107,11 +124,12 @@ def show(result: dict[str, Any]) -> None:
     """A table and a line."""
     from tabulate import tabulate
 
+    times = [key for key in result["models"][0] if key.endswith("_ms")]
     rows = [
-        [r["model"], r["native_ms"], r["onnxrt_ms"], r["ratio"], "{} .. {}".format(*r["spread"])]
+        [r["model"], *(r[t] for t in times), r["ratio"], "{} .. {}".format(*r["spread"])]
         for r in result["models"]
     ]
-    head = ["model", "native ms", "onnxruntime ms", "ratio", "rounds"]
+    head = ["model", *(t.replace("_", " ") for t in times), "ratio", "rounds"]
     print(tabulate(rows, head, floatfmt=".2f"))
     print(
         f"\ngeometric mean {result['geomean']:.2f}, worst {result['worst']:.2f} "
