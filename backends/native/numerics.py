@@ -4,9 +4,10 @@ float16 and bfloat16 values are float32 arrays on the reduced grid, rounded by b
 cache-sized tiles: a NumPy cast to float16 and back costs thirteen additions. In fp64 mode every
 real float type above 8 bits is float64 and nothing is rounded.
 
-Roundings inside fused kinds, beside the one where a layer stores its result:
+Roundings inside fused kinds, beside the one where a layer stores its result (docs/precision.md):
 
-* `attention`: the probabilities are rounded before they multiply V.
+* `attention`: the exponentials of the softmax are rounded before they multiply V; their sum is
+  taken before, and divides the product (tactics/numpy_attention.py).
 """
 
 from __future__ import annotations

@@ -1,14 +1,19 @@
-"""Attention on float32 heads: scores, softmax in place, values; one head or all at a time."""
+"""Attention: scores, softmax in place, values; one head or all at a time.
+
+In float16 and bfloat16 it rounds where the GPU's kernel does: exponentials, whose sum is taken
+before, are rounded when they multiply V, and the product is divided by the sum.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from polytool.backends.native.network import Layer, Node
+from polytool.backends.native.numerics import round_bfloat16, round_float16
 from polytool.backends.native.tactics.base import Launch, Mode, Tactic, only_node
 from polytool.backends.native.tactics.numpy_generic import Generic
 from polytool.backends.native.tactics.numpy_rows import row_sums
@@ -17,6 +22,8 @@ from polytool.tensors import DType
 
 Array = np.ndarray[Any, Any]
 _PLAIN = {"scale", "q_num_heads", "kv_num_heads", "softmax_precision", "qk_matmul_output_mode"}
+# How the types that are stored as float32 are rounded.
+_STORED = {DType.FLOAT: None, DType.FLOAT16: round_float16, DType.BFLOAT16: round_bfloat16}
 # Scores up to which all heads are computed at once, in one thread.
 _SMALL = 1 << 16
 
@@ -31,12 +38,13 @@ class Attention(Tactic):
         node = only_node(layer)
         if node is None or node.domain or node.op != "Attention" or mode.wide:
             return False
-        if node.precision != "fp32" or len(layer.outputs) != 1 or not _is_plain(node):
+        if node.precision == "tf32" or len(layer.outputs) != 1 or not _is_plain(node):
             return False
         return all(
             t is not None
             and t.constant is None
-            and t.dtype is DType.FLOAT
+            and t.dtype in _STORED
+            and t.dtype is node.inputs[0].dtype  # type: ignore[union-attr]  # the first of all
             and t.shape is not None
             and (len(t.shape) == 4 or i == 3)
             for i, t in enumerate(node.inputs)
@@ -47,6 +55,8 @@ class Attention(Tactic):
         places = [layer.inputs.index(t) for t in node.inputs if t is not None]
         scale = node.attrs.get("scale")
         fallback = Generic().compile(layer, mode)
+        assert node.inputs[0] is not None
+        reduce = _STORED[node.inputs[0].dtype or DType.FLOAT]
 
         def launch(*args: Any) -> Sequence[Any]:
             q, k, v, *mask = (args[i] for i in places)
@@ -59,7 +69,7 @@ class Attention(Tactic):
                 if mask[0].shape[-1] != k.shape[2] or mask[0].ndim > 4:
                     return fallback(*args)
                 bias = np.broadcast_to(mask[0], shape)
-            result = _attend(q, k, v, bias, factor)
+            result = _attend(q, k, v, bias, factor, reduce)
             return fallback(*args) if result is None else (result,)
 
         return launch
@@ -73,7 +83,14 @@ def _is_plain(node: Node) -> bool:
     return node.outputs[0] is not None and all(t is None for t in node.outputs[1:])
 
 
-def _attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Array | None:
+def _attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | None,
+    scale: float,
+    reduce: Callable[[Array], Array] | None,
+) -> Array | None:
     """None where some row attends nothing: what it gives is the operator's business."""
     batch, heads, rows, _ = q.shape
     out = np.empty((batch, heads, rows, v.shape[3]), np.float32)
@@ -95,8 +112,13 @@ def _attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> A
             return
         np.subtract(flat, peak, out=flat)
         np.exp(flat, out=flat)
-        np.divide(flat, row_sums(flat), out=flat)
-        np.matmul(scores, v[at], out=out[at])
+        sums = row_sums(flat)
+        if reduce is None:
+            np.divide(flat, sums, out=flat)
+            np.matmul(scores, v[at], out=out[at])
+            return
+        np.matmul(reduce(scores), v[at], out=out[at])
+        np.divide(out[at], sums.reshape(*scores.shape[:-1], 1), out=out[at])
 
     if whole:
         head(0)
