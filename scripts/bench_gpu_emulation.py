@@ -64,8 +64,19 @@ def small() -> Case:
     return made_models.transformer(layers=2, width=64, heads=4, vocabulary=500), feeds
 
 
+def bert() -> Case:
+    """Six encoder layers of MiniLM's size, as torch writes them; 64 tokens, some masked."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 3000, (1, 64))
+    mask = np.ones_like(ids)
+    mask[:, 50:] = 0
+    feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    return made_models.bert(), feeds
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "transformer": small,
+    "bert": bert,
     **{name: partial(light, name) for name in LIGHT},
     **{name: partial(exported, name) for name in ("deit_t", "bert_base")},
 }
