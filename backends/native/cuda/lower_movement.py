@@ -104,7 +104,9 @@ def concat(rec: Recorder, layer: Layer) -> None:
         part = result.sliced(axis, start, view.shape[axis])
         start += view.shape[axis]
         if view.count:
-            plan = copy(view.dtype).plan(view.shape, [view.operand], [part.operand])
+            kernel, source, target = copy(view.dtype), [view.operand], [part.operand]
+            pattern = kernel.pattern(view.shape, source, target)
+            plan = kernel.plan(view.shape, source, target, pattern)
             rec.launch([plan], [view.whole, result])
 
 

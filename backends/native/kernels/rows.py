@@ -68,8 +68,8 @@ class RowOp:
     def _operands(self, count: int) -> tuple[str, ...]:
         return tuple(k for _, k in self._inputs)[:count]
 
-    def _kernel(self, vector: int, row_threads: int) -> Kernel:
-        return _row_kernel(self, vector, row_threads)
+    def _kernel(self, vector: int, row_threads: int, full: int = 0) -> Kernel:
+        return _row_kernel(self, vector, row_threads, full)
 
     def code(self, vector: int) -> str:
         """The functions `before` and `after` of rows.cuh."""
@@ -175,11 +175,8 @@ class RowOp:
         widest = max(item_size(t) for t, _ in self._inputs)
         aligned = all(s % 8 == 0 for steps in outer_strides for s in steps)
         vector = 8 if length % 8 == 0 and aligned and widest <= 4 else 1
-        units = length // vector
-        threads = 32 if units <= 32 * _CACHE else 128 if units <= 128 * _CACHE else 512
-        if rows < 132 * 4 and threads == 32 and units > 32:
-            threads = 128  # few rows: more threads a row than registers ask for
-        kernel = self._kernel(vector, threads)
+        threads, full = _threads(rows, length // vector)
+        kernel = self._kernel(vector, threads, full)
         inputs = self._inputs
         steps, tables = iter(outer_strides), 0
         args: list[Argument] = [
@@ -206,18 +203,33 @@ class RowOp:
         return Plan((Call(kernel, grid, (kernel.threads, 1, 1), tuple(args)),) if rows else ())
 
 
+def _threads(rows: int, units: int) -> tuple[int, int]:
+    """Threads a row, and the vectors of each where rows are just that; 0 for any length.
+
+    Few rows get more threads than registers ask for.
+    """
+    few = rows < 132 * 4
+    fitting = [t for t in range(32, 513, 32) if units % t == 0 and units // t <= _CACHE]
+    if fitting:
+        threads = fitting[-1] if few else fitting[0]
+        return threads, units // threads
+    threads = 32 if units <= 32 * _CACHE else 128 if units <= 128 * _CACHE else 512
+    return (128 if few and threads == 32 and units > 32 else threads), 0
+
+
 @cache
-def _row_kernel(op: RowOp, vector: int, row_threads: int) -> Kernel:
+def _row_kernel(op: RowOp, vector: int, row_threads: int, full: int) -> Kernel:
     defines: dict[str, str | int] = {
         "REAL": op._real,
         "MODE": MODES[op.mode],
         "VEC": vector,
         "ROW_THREADS": row_threads,
-        "CACHE": _CACHE,
+        "CACHE": full or _CACHE,
+        "FULL": int(full > 0),
         "T_OUT": C_TYPES[op.after.output_dtypes[0]],
     }
     if op.store_before:
         defines["T_SUM"] = C_TYPES[op.before.output_dtypes[0]]
-    threads = max(row_threads, 128)
+    threads = row_threads * max(1, 128 // row_threads)
     code = op.code(vector)
     return assemble("rows", "rows", defines=defines, code=code, threads=threads)

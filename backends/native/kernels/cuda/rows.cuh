@@ -2,8 +2,8 @@
 // residual, scale, mask) and a tree after (gamma, beta). ROW_THREADS threads share a row; CACHE
 // vectors a thread stay in registers, longer rows are read again.
 //
-// Macros: REAL (float or double), MODE, VEC, ROW_THREADS, CACHE, T_OUT, and T_SUM when the value
-// before is stored as well. MODE: 0 layernorm, 1 rmsnorm, 2 softmax, 3 log-softmax.
+// Macros: REAL (float or double), MODE, VEC, ROW_THREADS, CACHE, FULL (1: rows are just CACHE vectors a
+// thread), T_OUT, and T_SUM when the value before is stored as well. MODE: 0 layernorm, 1 rmsnorm, 2 softmax, 3 log-softmax.
 
 #define ROWS_PER_BLOCK (MAX_THREADS / ROW_THREADS)
 typedef pack<REAL, VEC> values;
@@ -47,16 +47,16 @@ GLOBAL(KERNEL, MAX_THREADS)(u32 rows, int length, float epsilon, T_OUT* out ROW_
     values held[CACHE > 0 ? CACHE : 1];
 #pragma unroll
     for (int j = 0; j < CACHE; j++)
-        if (j * ROW_THREADS + t < units) held[j] = before(row, (j * ROW_THREADS + t) * VEC, start + (j * ROW_THREADS + t) * VEC ROW_ARGS);
+        if (FULL || j * ROW_THREADS + t < units) held[j] = before(row, (j * ROW_THREADS + t) * VEC, start + (j * ROW_THREADS + t) * VEC ROW_ARGS);
     // every pass visits (thread's vectors in registers, then the rest from memory)
 #define EACH(...)                                                                                 \
     {                                                                                             \
-        _Pragma("unroll") for (int j = 0; j < CACHE; j++) if (j * ROW_THREADS + t < units) {      \
+        _Pragma("unroll") for (int j = 0; j < CACHE; j++) if (FULL || j * ROW_THREADS + t < units) { \
             const int unit = j * ROW_THREADS + t;                                                 \
             values x = held[j];                                                                   \
             __VA_ARGS__                                                                             \
         }                                                                                         \
-        for (int unit = CACHE * ROW_THREADS + t; unit < units; unit += ROW_THREADS) {             \
+        if (!FULL) for (int unit = CACHE * ROW_THREADS + t; unit < units; unit += ROW_THREADS) {  \
             values x = before(row, unit * VEC, start + unit * VEC ROW_ARGS);                                          \
             __VA_ARGS__                                                                             \
         }                                                                                         \
