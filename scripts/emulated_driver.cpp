@@ -24,6 +24,7 @@ static std::mutex lock;
 static std::map<std::string, long> counts;
 static std::map<void*, size_t> allocated;
 static std::map<void*, std::string> names;
+static std::map<void*, int (*)(unsigned*)> sizes;  // of a kernel's arguments
 static std::vector<std::string> launched;
 static std::vector<std::pair<size_t, size_t>> gaps;
 static bool sanitize;
@@ -141,10 +142,16 @@ int cuStreamGetCaptureInfo_v3(Stream* s, int* status, uint64_t* id, Work** graph
 struct Parameters { void* function; unsigned grid[3], block[3], shared; void **arguments, **extra, *kernel, *context; };
 int cuGraphExecKernelNodeSetParams_v2(Work* executable, void* node, const Parameters* p) {
     count("update");
-    // the values are copied, as the driver does: one structure is all that changing nodes have
     Node& changed = (*executable)[(size_t)node - 1];
-    changed.values.assign(1, std::vector<char>((char*)p->arguments[0], (char*)p->arguments[0] + 192));
-    changed.pointers = {changed.values[0].data()};
+    std::lock_guard<std::mutex> g(lock);
+    if (!sizes.count(p->function)) return 0;  // it does nothing
+    unsigned each[64];
+    int n = sizes[p->function](each);
+    changed.values.clear();
+    changed.pointers.clear();
+    for (int i = 0; i < n; i++)  // the values are copied, as the driver does
+        changed.values.emplace_back((char*)p->arguments[i], (char*)p->arguments[i] + each[i]);
+    for (auto& value : changed.values) changed.pointers.push_back(value.data());
     changed.arguments = changed.pointers.data();
     return 0;
 }
@@ -158,6 +165,7 @@ int cuModuleGetFunction(void** f, void* module, const char* name) {
     *f = module == (void*)1 ? module : dlsym(module, "emulate");
     std::lock_guard<std::mutex> g(lock);
     names[*f] = name;
+    if (module != (void*)1) sizes[*f] = (int (*)(unsigned*))dlsym(module, "argument_sizes");
     return *f ? 0 : 500;
 }
 int cuFuncSetAttribute(void*, int, int) { return 0; }

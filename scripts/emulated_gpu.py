@@ -39,6 +39,11 @@ extern "C" int emulate(void** args, unsigned* size, int cluster, int bytes, int 
     return emu::launch({size[0], size[1], size[2]}, {size[3], size[4], size[5]}, cluster, bytes,
                        late, [] { emu::call(KERNEL, arguments); });
 }
+template <typename... A> int sizes_of(void (*)(A...), unsigned* to) {
+    for (unsigned size : {(unsigned)sizeof(A)...}) *to++ = size;
+    return sizeof...(A);
+}
+extern "C" int argument_sizes(unsigned* to) { return sizes_of(KERNEL, to); }
 """
 
 

@@ -93,6 +93,39 @@ def test_new_addresses_change_the_graph_and_capture_nothing(software_gpu):
         np.testing.assert_allclose(y.numpy(), on_cpu(np.abs(X) + i % 6), rtol=1e-6)
 
 
+def test_kernels_read_inputs_and_write_outputs_where_they_are(software_gpu):
+    context = NativeRunner(small(), device="cuda").engine.create_execution_context()
+    inputs = [uploaded(np.abs(X) + i) for i in range(3)]
+    for _ in range(3):
+        for i, x in enumerate(inputs):
+            software_gpu.launched  # noqa: B018  (forgets what ran before)
+            y = context.infer({"x": x})["y"]
+            ran = software_gpu.launched
+            np.testing.assert_allclose(y.numpy(), on_cpu(np.abs(X) + i), rtol=1e-6)
+    assert ran and "handover" not in ran
+
+
+def test_tensors_that_kernels_cannot_reach_are_copied(software_gpu):
+    """Unaligned ones, an input that is an output, and one that two outputs are."""
+    proto = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["" : 20]> g (float[6,4] x) =>
+        (float[6,4] same, float[3,4] part, float[6,4] a, float[6,4] b)
+        { same = Identity(x) s = Exp(x) part = Slice(s, zero, three) a = Abs(s) b = Identity(a) }"""
+    )
+    for name, value in (("zero", 0), ("three", 3)):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([value]), name))
+    context = NativeRunner(proto, device="cuda").engine.create_execution_context()
+    values = np.abs(X[:5]).reshape(-1)[:25].reshape(1, 25)
+    held = uploaded(values)
+    for offset in (0, 1, 0, 1, 0):
+        x = DeviceArray(held.address + 4 * offset, (6, 4), held.dtype, held)
+        expected = values[0, offset : offset + 24].reshape(6, 4)
+        found = {n: y.numpy() for n, y in context.infer({"x": x}).items()}
+        assert np.array_equal(found["same"], expected)
+        for name, rows in (("part", 3), ("a", 6), ("b", 6)):
+            np.testing.assert_allclose(found[name], np.exp(expected)[:rows], rtol=1e-6)
+
+
 def test_device_arrays_stay_on_the_device(software_gpu):
     x = uploaded(np.abs(X))
     context = NativeRunner(small(), device="cuda").engine.create_execution_context()

@@ -12,14 +12,14 @@ import numpy as np
 
 from polytool.backends.native.cuda.arrays import DeviceArray
 from polytool.backends.native.cuda.buffers import Storage, View
-from polytool.backends.native.cuda.handover import Handover
+from polytool.backends.native.cuda.handover import Handover, Use
 from polytool.backends.native.cuda.recorder import Recorder, Step, storages
 from polytool.backends.native.cuda.timed import TimedGraph
 from polytool.backends.native.cuda.tuning import Tuning
 from polytool.backends.native.cuda.weights import Weights
 from polytool.backends.native.kernels import compiler, driver, handover
-from polytool.backends.native.kernels.launch import Launchable, prepare_plan
-from polytool.backends.native.kernels.source import item_size
+from polytool.backends.native.kernels.launch import Launch, Launchable, prepare_plan
+from polytool.backends.native.kernels.source import Buffer, Plan, TensorMap, item_size
 from polytool.backends.native.memory import Lifetime, plan_arena
 from polytool.backends.native.network import Layer, Network, Tensor
 from polytool.backends.native.profiler import Profiler
@@ -179,16 +179,57 @@ class Stretch:
     def handover(self, network: Network) -> Handover:
         """The stretch as the whole of a network, with copies from and to the caller's memory."""
         if self._handover is None:
-            places, made = dict(self.inputs), dict(self.outputs)
+            given, made = dict(self._inputs), dict(self._outputs)
+            views = [given[t] for t in network.inputs if t in given]
+            inputs = len(views)
+            views += [made[t] for t in network.outputs]
             self._handover = Handover(
                 [launch for _, launches in self._launches for launch in launches],
-                [places[t] for t in network.inputs if t in places],
-                [made[t] for t in network.outputs],
+                [self._array(v) for v in views],
+                inputs,
+                self._uses(views),
                 self.device,
                 self.stream,
                 self._cuda_graph,
             )
         return self._handover
+
+    def _uses(self, views: Sequence[View]) -> dict[int, list[Use]]:
+        """For each of the tensors every argument that lies in it, by number.
+
+        Those are left out that no kernel may find elsewhere: parts of larger memory, what a
+        library or the hardware knows by its address, and what is several of the tensors at once.
+        """
+        several = Counter(v.storage for v in views)
+        found: dict[Storage, list[Use] | None] = {
+            v.storage: []
+            for v in views
+            if several[v.storage] == 1 and v.is_dense and v.storage.size == self._array(v).nbytes
+        }
+        number = 0
+        for step, (_, launches) in zip(self._steps, self._launches, strict=True):
+            (plan,) = step.plans
+            calls = plan.calls if isinstance(plan, Plan) else ()
+            known = len(calls) == len(launches) and all(isinstance(x, Launch) for x in launches)
+            for view, index in ((v, i) for i, v in enumerate(step.views) if v.storage in found):
+                uses = found[view.storage]
+                offset = view.offset * item_size(view.dtype)
+                if not known or any(
+                    isinstance(arg, TensorMap) and arg.index == index
+                    for call in calls
+                    for arg in call.args
+                ):
+                    found[view.storage] = None
+                elif uses is not None:
+                    uses += [
+                        Use(number + i, position, offset + arg.offset)
+                        for i, call in enumerate(calls)
+                        for position, arg in enumerate(call.args)
+                        if isinstance(arg, Buffer) and arg.index == index
+                    ]
+            number += len(launches)
+        numbers = {v.storage: n for n, v in enumerate(views)}
+        return {numbers[storage]: uses for storage, uses in found.items() if uses}
 
     def _launch(self) -> None:
         """One after the other at first, which loads everything; from then on as one graph."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +86,18 @@ class Launch:
             self._pointers,
             None,
         )
+
+    def copy(self, positions: Collection[int]) -> Launch:
+        """The same launch with arguments of its own at these positions; see `point`."""
+        values = tuple(
+            ctypes.c_void_p(v.value) if i in positions else v for i, v in enumerate(self._values)
+        )
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+        return dataclasses.replace(self, _values=values, _pointers=pointers)
+
+    def point(self, position: int, address: int) -> None:
+        """Put another address among the arguments."""
+        self._values[position].value = address
 
     def update(self, executable: int, node: int) -> None:
         """Let a captured launch take the present values of the arguments from the next run on."""
