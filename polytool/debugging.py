@@ -62,7 +62,7 @@ def locate(
     from polytool.model import load
 
     source, samples = load(model), [dict(f) for f in feeds]
-    oracle, reference = judge_of(source, against)
+    oracle, reference = judge_of(source, against, samples)
     runner = NativeRunner(engine if engine is not None else source, **options)
     found = locating.locate(
         runner,
@@ -87,9 +87,12 @@ def locate(
 
 
 def judge_of(
-    model: Model, against: str | os.PathLike[str]
+    model: Model, against: str | os.PathLike[str], samples: Sequence[Feeds] = ()
 ) -> tuple[LayerOracle, Mapping[str, Any] | None]:
-    """The layer oracle that `--against` names, and the outputs to compare with, if given."""
+    """The layer oracle that `--against` names, and the outputs to compare with, if given.
+
+    Tensors of another model correspond by name, by structure, and by values on the first sample.
+    """
     from polytool.backends.native.oracle import NativeOracle
 
     if against == "oracle":
@@ -102,7 +105,7 @@ def judge_of(
         from polytool.backends.native.correspondence import oracle_of
         from polytool.model import load
 
-        return oracle_of(model, load(os.fspath(against))), None
+        return oracle_of(model, load(os.fspath(against)), next(iter(samples), None)), None
     from polytool.results import RunResults
 
     runs = list(RunResults.load(against).values())
@@ -114,14 +117,18 @@ def judge_of(
 def second_judge(
     model: Model, against: str | os.PathLike[str]
 ) -> tuple[LayerOracle, tuple[str, str]] | None:
-    """Another layer oracle with operators of its own, and the names of both; None without one."""
+    """Another layer oracle with operators of its own, or that of the model itself where another
+    model judges, and the names of both; None without one."""
     import importlib.util
 
-    if against == "onnxrt":
+    if against == "onnxrt" or Path(against).suffix == ".onnx":
         from polytool.backends.native.oracle import NativeOracle
 
-        return NativeOracle(model), ("ONNX Runtime", "polytool")
-    if Path(against).suffix == ".onnx" or importlib.util.find_spec("onnxruntime") is None:
+        names = (
+            ("ONNX Runtime", "polytool") if against == "onnxrt" else (Path(against).name, "this")
+        )
+        return NativeOracle(model), names
+    if importlib.util.find_spec("onnxruntime") is None:
         return None
     from polytool.backends.onnxrt.oracle import OnnxrtOracle
 

@@ -25,6 +25,7 @@ from polytool.backends.native.parser import parse
 from polytool.backends.native.passes.fuse_attention import fuse_attention
 from polytool.backends.native.passes.fuse_gelu import fuse_gelu
 from polytool.backends.native.passes.fuse_normalization import fuse_normalizations
+from polytool.backends.native.same_values import correspond_by_values
 from polytool.errors import UsageError
 from polytool.model import Model
 
@@ -33,15 +34,26 @@ _SMALL = 64  # elements up to which integers count by value: axes, shapes, pads
 Names = dict[str, str]
 
 
-def oracle_of(model: Model, other: Model) -> LayerOracle:
+def oracle_of(model: Model, other: Model, feeds: Feeds | None = None) -> LayerOracle:
     """An oracle that answers for the tensors of `model` with what `other` computes.
 
+    Args:
+        model: the model that asks.
+        other: the model that is asked.
+        feeds: inputs of `model`; with them tensors also correspond that hold the same values.
+
     Raises:
-        UsageError: the models do not have equally many inputs, or nothing corresponds.
+        UsageError: the models do not have equally many inputs.
     """
     if _same_names(model, other):
         return NativeOracle(other)
-    return CorrespondingOracle(NativeOracle(other), correspond(model, other), other.name)
+    names = correspond(model, other)
+    oracle = NativeOracle(other)
+    if feeds is not None:
+        same = correspond_by_values(NativeOracle(model).network, oracle.network, feeds, names)
+        taken = set(same.values())
+        names = {a: b for a, b in names.items() if b not in taken} | same
+    return CorrespondingOracle(oracle, names, other.name)
 
 
 def _same_names(model: Model, other: Model) -> bool:
@@ -114,7 +126,7 @@ def correspond(model: Model, other: Model) -> Names:
     """The tensor of `other` that holds the same values, for each tensor of `model` that has one.
 
     Raises:
-        UsageError: the models do not have equally many inputs, or nothing corresponds.
+        UsageError: the models do not have equally many inputs.
     """
     ready = [prepared(m).simplified for m in (model, other)]
     found: Names = {}
@@ -128,8 +140,6 @@ def correspond(model: Model, other: Model) -> Names:
         pair = (*node.input, *node.output)
         if node.op_type == "Identity" and len(known := [n for n in pair if n in found]) == 1:
             found.update(dict.fromkeys(pair, found[known[0]]))
-    if len(found) == len(inputs):
-        raise UsageError(f"no tensor of {model.name} corresponds to one of {other.name}")
     return found
 
 

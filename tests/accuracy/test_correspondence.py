@@ -11,6 +11,7 @@ from polytool import NativeRunner
 from polytool.backends.native.correspondence import correspond, oracle_of
 from polytool.backends.native.oracle import NativeOracle
 from polytool.comparators.locate import locate
+from polytool.debugging import locate as locate_model
 from polytool.errors import UsageError
 from polytool.model import load
 from polytool.surgeon import simplify
@@ -125,6 +126,48 @@ def test_a_wrong_attribute_is_found_though_the_structure_differs_there():
     found = locate(NativeRunner(suspect, device="cpu"), oracle, [x])
     assert found.first_broken is not None
     assert "a_b" in found.first_broken.layer
+
+
+ONE = """<ir_version: 9, opset_import: ["": 20]> g (float[4,8] x) => (float[4,8] y) {
+    h = Gemm(x, w, b) s = Sigmoid(h) g = Mul(h, s) n = Gemm<transB=1>(g, v) p = Softmax(n)
+    q = MatMul(p, u) y = Add(q, x) }"""
+OTHER = """<ir_version: 9, opset_import: ["": 13]> g (float[4,8] a) => (float[4,8] z) {
+    c = MatMul(a, w) d = Add(b, c) e = Neg(d) f = Exp(e) i = Add(f, one) j = Div(d, i)
+    t = Transpose<perm=[1,0]>(v) k = MatMul(j, t) l = Exp(k)
+    m = ReduceSum<keepdims=1>(l, last) n = Div(l, m) o = MatMul(n, u) z = Add(o, a) }"""
+
+
+def weighted(text: str) -> onnx.ModelProto:
+    proto, rng = onnx.parser.parse_model(text), np.random.default_rng(7)
+    arrays = {name: rng.standard_normal((8, 8)).astype(np.float32) for name in "wvu"}
+    arrays |= {"b": rng.standard_normal(8).astype(np.float32)}
+    arrays |= {"one": np.float32(1), "last": np.int64([-1])}
+    used = {n for node in proto.graph.node for n in node.input}
+    for name, value in arrays.items():
+        if name in used:
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    return proto
+
+
+@pytest.mark.parametrize("wrong", ["", "w", "v", "u"])
+def test_other_operators_for_the_same_computation_correspond_by_their_values(tmp_path, wrong):
+    suspect, reference = weighted(ONE), tmp_path / "other.onnx"
+    onnx.save(weighted(OTHER), reference)
+    for tensor in suspect.graph.initializer:
+        if tensor.name == wrong:
+            value = onnx.numpy_helper.to_array(tensor) * np.float32(1.01)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(value, wrong))
+    x = {"x": RNG.standard_normal((4, 8)).astype(np.float32)}
+    found = locate_model(suspect, [x], against=str(reference), optimize=False, device="cpu")
+    blamed = {f.layer for f in found.findings if f.verdict != "expected"}
+    if wrong in ("w", "v"):  # other operators make it, so that only what follows is comparable
+        assert blamed and found.first_broken is not None
+        assert found.first_broken.layer in {"w": ("h", "g"), "v": ("n", "p")}[wrong]
+    else:
+        assert blamed == ({"q"} if wrong else set())
+    if wrong == "u":
+        assert found.first_broken is not None and found.first_broken.cause == "operator"
+        assert "MatMul of other.onnx and of this model" in found.first_broken.reason
 
 
 def test_models_of_other_inputs_are_refused():
