@@ -124,10 +124,9 @@ def second_judge(
     if against == "onnxrt" or Path(against).suffix == ".onnx":
         from polytool.backends.native.oracle import NativeOracle
 
-        names = (
-            ("ONNX Runtime", "polytool") if against == "onnxrt" else (Path(against).name, "this")
-        )
-        return NativeOracle(model), names
+        if against == "onnxrt":
+            return NativeOracle(model), ("ONNX Runtime", "polytool")
+        return NativeOracle(model), (Path(against).name, "this model")
     if importlib.util.find_spec("onnxruntime") is None:
         return None
     from polytool.backends.onnxrt.oracle import OnnxrtOracle
