@@ -123,7 +123,9 @@ def trees():
             if not takes:
                 continue
             several = op in _BINARY | _COMPARE | {"Max", "Min", "Mean", "Sum"}
-            args = (2, 0, 1) if op == "Where" else (0, 1) if several else (0,)
+            several |= op in ("BiasGelu", "SwiGLU")
+            arity = {"Where": (2, 0, 1), "BiasAdd": (0, 1, 0)}
+            args = arity.get(op, (0, 1) if several else (0,))
             result = BOOL if op in _COMPARE | {"IsInf", "IsNaN"} else kind
             attrs = {"direction": "LEFT"} if op == "BitShift" else {}
             attrs |= {"fmod": 1} if op == "Mod" and kind.is_float else {}
