@@ -265,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tools-bin", type=Path, help="where the other tools are installed")
     parser.add_argument("--repeat", type=int, default=2)
     args = parser.parse_args(argv)
-    paths = [str(_BIN), *([str(args.tools_bin)] if args.tools_bin else []), os.environ["PATH"]]
+    paths = [*([str(args.tools_bin)] if args.tools_bin else []), str(_BIN), os.environ["PATH"]]
     os.environ["PATH"] = os.pathsep.join(paths)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the others are installed, so compiled
     tools = [t for t in args.tools if shutil.which(t)]
