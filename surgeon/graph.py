@@ -322,7 +322,8 @@ class Graph:
             value.drop_user(self)
         self.outputs = []
         for node in self.nodes:
-            self.remove(node)
+            if node.graph is not None:  # not one that was removed before
+                self.remove(node)
         self.nodes = []
 
     def compact(self) -> None:
