@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,7 +24,8 @@ from polytool.comparators.comparison import Comparison, Finding, OutputResult, P
 from polytool.comparators.response import Response
 from polytool.comparators.tolerances import Criteria
 from polytool.comparators.verdicts import AGREE, DIFFER, Judgement
-from polytool.errors import PolytoolError, UsageError
+from polytool.errors import ModelError, PolytoolError, UsageError
+from polytool.files import is_engine_file
 from polytool.model import Model, load
 from polytool.output_grains import output_grains
 from polytool.patterns import lookup
@@ -225,6 +227,18 @@ def perform(request: Request, on_iteration: OnIteration | None = None) -> Sessio
     )
 
 
+def check_engine(path: str) -> None:
+    """Refuse what is no engine: a model would be built with other options than those given.
+
+    Raises:
+        ModelError: there is no file, or it is something else.
+    """
+    if not os.path.exists(path):
+        raise ModelError(f"{path!r} does not exist")
+    if not is_engine_file(path):
+        raise ModelError(f"{path!r} is not a polytool engine; build one with polytool convert")
+
+
 def check(request: Request) -> None:
     """Refuse what has no meaning, before anything takes time."""
     from polytool.conversion import check_writable
@@ -244,6 +258,8 @@ def check(request: Request) -> None:
     ):
         if used and "native" not in request.runners:
             raise UsageError(f"{flag} needs the native runner: add --native")
+    if request.engine is not None:
+        check_engine(request.engine)
     for path in (
         request.save_engine,
         request.save_timing_cache,
@@ -257,7 +273,7 @@ def check(request: Request) -> None:
 
 def open_model(request: Request, notes: list[str]) -> Model | None:
     """The model with the input sizes that the user wants; None for an engine."""
-    if _is_engine(request.model):
+    if is_engine_file(request.model):
         other = [name for name in request.runners if name != "native"]
         if other:
             raise UsageError(
@@ -274,12 +290,6 @@ def open_model(request: Request, notes: list[str]) -> Model | None:
     if changed is not model:
         notes.append("sizes that the model declares are overridden by --input-shapes")
     return changed
-
-
-def _is_engine(path: str) -> bool:
-    from polytool.backends.native.builder import is_engine
-
-    return is_engine(path)
 
 
 def make_runners(request: Request, model: Model | None, notes: list[str]) -> list[Runner]:

@@ -16,6 +16,7 @@ from polytool.wire import Chunk, FileRange
 StrPath: TypeAlias = str | os.PathLike[str]
 
 _COPY_BLOCK = 8 << 20
+_ENGINE = b'"format":"polytool-engine-'
 # copy_file_range refuses some pairs of files: other file systems, special files, old kernels.
 _NO_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 
@@ -182,13 +183,48 @@ def inside(directory: str, location: str, model: str | None = None) -> str:
 
 
 @contextmanager
+def _written_in_place(path: StrPath) -> Iterator[int]:
+    try:
+        fd = os.open(path, os.O_WRONLY)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+    except OSError as err:
+        raise ModelError(f"{os.fspath(path)!r} cannot be written: {err.strerror}") from err
+
+
+def is_engine_file(path: StrPath) -> bool:
+    """Whether a path says that it is an engine, or the file there begins as one.
+
+    Files of other formats that are called `*.engine` count: reading them tells what is wrong.
+    """
+    where = os.fspath(path)
+    if where.endswith(".engine"):
+        return True
+    try:
+        if not os.path.isfile(where):
+            return False
+        with open(where, "rb") as file:
+            return _ENGINE in file.read(256)
+    except OSError:
+        return False  # who opens it next says so
+
+
+@contextmanager
 def replacing(path: StrPath) -> Iterator[int]:
     """A file descriptor whose content becomes `path` when the block ends without an exception.
+
+    A device or a pipe, as /dev/null, is written to as it is.
 
     Raises:
         ModelError: the file cannot be written; what was at `path` is then still there.
     """
     where = os.path.realpath(path)
+    if os.path.exists(where) and not os.path.isfile(where):
+        with _written_in_place(path) as fd:
+            yield fd
+        return
     directory, base = os.path.split(where)
     temporary = os.path.join(directory, f".{base}.{os.getpid()}.tmp")
     try:

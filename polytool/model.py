@@ -84,7 +84,7 @@ def _parse(file: DataFile, who: str, path: str | None, directory: str | None) ->
     from google.protobuf.message import DecodeError
 
     if not file.size:
-        raise ModelError(f"{who} is empty")
+        raise ModelError(f"{who} is empty: download or export it again")
     location = os.path.abspath(path) if path is not None else "<bytes>"
     try:
         proto = onnx.ModelProto.FromString(strip(file.view, location, EMBEDDED_FROM))
@@ -103,8 +103,8 @@ def _not_a_model(file: DataFile) -> str:
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not an ONNX model: fetch the file itself (git lfs pull)"
     if head.isascii() and b"\0" not in head and all(b >= 32 or b in b"\t\r\n\f" for b in head):
-        return "is a text file, not an ONNX model"
-    return "is not an ONNX model, or is damaged or cut short"
+        return "is a text file, not an ONNX model: name the .onnx file"
+    return "is not an ONNX model, or is damaged or cut short: download or export it again"
 
 
 def _check(model: Model) -> None:

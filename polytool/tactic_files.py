@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polytool.errors import UsageError
-from polytool.files import StrPath
+from polytool.files import StrPath, is_engine_file
 
 if TYPE_CHECKING:
     from polytool.backends.native.engine import Engine
@@ -52,7 +52,7 @@ def load_decisions(path: StrPath) -> list[TacticReplay]:
     from polytool.backends.native.engine import Engine
     from polytool.backends.native.tactic_replay import TacticReplay
 
-    if not os.fspath(path).endswith(".engine"):
+    if not is_engine_file(path):
         return [TacticReplay.load(path)]
     engine = Engine.load(Path(path), device="cpu", kernels=False)
     return [*engine.built_tactics(), engine.tactics()]

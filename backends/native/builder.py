@@ -19,6 +19,7 @@ from polytool.backends.native.protos import infer_shapes
 from polytool.backends.native.tactics import apply_tactics, take_generic
 from polytool.collection import paused_collection
 from polytool.errors import ModelError, PolytoolError, UsageError
+from polytool.files import is_engine_file
 from polytool.model import Model, load
 from polytool.tensors import DType
 
@@ -189,4 +190,4 @@ def is_engine(model: Any) -> bool:
     """Whether `model` is an Engine or the path of an engine file."""
     if isinstance(model, Engine):
         return True
-    return isinstance(model, (str, Path)) and Path(model).suffix == ".engine"
+    return isinstance(model, (str, Path)) and is_engine_file(model)

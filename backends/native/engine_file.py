@@ -264,8 +264,9 @@ def _parts(file: DataFile, path: Path) -> tuple[dict[str, memoryview], dict[str,
             raise ValueError("no plan")
         int(metadata["plan_bytes"])
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
+        why = f"it has no {err}" if isinstance(err, KeyError) else err
         raise ModelError(
-            f"{str(path)!r} is not a polytool engine ({err}); build one with polytool convert"
+            f"{str(path)!r} is not a polytool engine ({why}); build one with polytool convert"
         ) from err
     return parts, metadata
 

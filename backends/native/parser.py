@@ -234,8 +234,8 @@ class _Parser:
             return [self.control(node, graphs, scope, shapes)]
         if not domain and version > self.newest:
             why = (
-                f"onnx {onnx.__version__} knows no opset above {self.newest}: upgrade onnx, or "
-                f"export the model with an older opset"
+                f"the model has opset {version}, and onnx {onnx.__version__} knows none above "
+                f"{self.newest}: upgrade onnx, or export the model with an older opset"
             )
             return [self.layer(node, scope, shapes, why)]
         try:

@@ -35,12 +35,17 @@ class Source:
         """Keyword arguments of `polytool.agreement.Request`."""
         if self.model is not None and self.onnx is not None:
             raise click.UsageError(f"{self.model!r} and --onnx {self.onnx!r} both name the model")
-        model = self.model or self.onnx or self.load_engine
+        model, engine = self.model or self.onnx, self.load_engine
+        if model is None and engine is not None:
+            from polytool.agreement import check_engine
+
+            check_engine(engine)
+            model, engine = engine, None
         if model is None:
             raise click.UsageError("Missing argument 'MODEL'.")
         return {
             "model": model,
-            "engine": self.load_engine if model != self.load_engine else None,
+            "engine": engine,
             "save_engine": self.save_engine,
             "external_data_dir": self.external_data_dir,
         }

@@ -31,7 +31,7 @@ def run_locate(
     """Make the inputs, locate, and write the fix."""
     import sys
 
-    from polytool.agreement import ENGINE_OPTIONS
+    from polytool.agreement import ENGINE_OPTIONS, check_engine
     from polytool.conversion import check_writable
     from polytool.debugging import locate
     from polytool.feeds import make_feeds, save_feeds
@@ -40,6 +40,8 @@ def run_locate(
     if fix is not None:
         check_writable(fix)
         targets = targets or (_DEFAULT_TARGET,)
+    if engine is not None:
+        check_engine(engine)
     source = load(model, external_data_dir=external_data_dir)
     data = make_feeds(
         source,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import struct
 import subprocess
 import sys
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.ort
 HEADER = '<ir_version: 9, opset_import: ["": 18]> agraph '
 SECONDS = 20  # on a loaded machine; each takes about one
 BOTH = ["--native", "--onnxrt"]
+DAMAGED = "is not an ONNX model, or is damaged or cut short: download or export it again"
 
 
 @pytest.fixture(autouse=True)
@@ -74,10 +76,13 @@ def sound(name="m.onnx", size=64):
     [
         (None, "'m.onnx' does not exist"),
         ("directory", "'m.onnx' is a directory; name the file in it"),
-        (b"", "'m.onnx' is empty"),
-        (b"Hello, this is no model.\n" * 40, "'m.onnx' is a text file, not an ONNX model"),
-        (os.urandom(3000), "'m.onnx' is not an ONNX model, or is damaged or cut short"),
-        ("truncated", "'m.onnx' is not an ONNX model, or is damaged or cut short"),
+        (b"", "'m.onnx' is empty: download or export it again"),
+        (
+            b"Hello, this is no model.\n" * 40,
+            "'m.onnx' is a text file, not an ONNX model: name the .onnx file",
+        ),
+        (os.urandom(3000), f"'m.onnx' {DAMAGED}"),
+        ("truncated", f"'m.onnx' {DAMAGED}"),
     ],
     ids=["missing", "directory", "empty", "text", "noise", "truncated"],
 )
@@ -280,9 +285,46 @@ def test_an_engine_that_was_tampered_with(engine, tmp_path, place):
     assert "m.engine" in refused("run", engine, "--native")
 
 
+@pytest.mark.parametrize("other", ["m.onnx", "text", "none"])
+@pytest.mark.parametrize("command", [["run"], ["debug", "locate"], ["bench"]], ids=str)
+def test_an_engine_to_load_that_is_none(command, other):
+    sound()
+    with open("text", "w") as file:
+        file.write("no engine\n" * 50)
+    sentence = refused(*command, "m.onnx", "--native", "--load-engine", other)
+    assert sentence.startswith(repr(other))
+    assert "does not exist" in sentence or "is not a polytool engine" in sentence
+
+
+def test_an_engine_is_known_by_its_content(engine, tmp_path):
+    (tmp_path / engine).rename(tmp_path / "plan")
+    feeds = ["--input-shapes", "x:[2,3]"]
+    for args in (
+        ["run", "plan", "--native", *feeds],
+        ["run", "m.onnx", "--oracle", "--native", "--load-engine", "plan", *feeds],
+        ["inspect", "model", "plan"],
+    ):
+        done = polytool(*args)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path):
+    sound()
+    os.mkfifo("pipe")
+    reader = subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE)
+    assert polytool("convert", "m.onnx", "-o", "pipe").returncode == 0
+    content, _ = reader.communicate(timeout=SECONDS)
+    assert stat.S_ISFIFO(os.stat("pipe").st_mode)
+    assert b"polytool-engine" in content[:200]
+    assert polytool("convert", "m.onnx", "-o", os.devnull).returncode == 0
+    assert not os.path.isfile(os.devnull)
+
+
 @pytest.mark.parametrize(
     ("args", "path"),
     [
+        (["bench", "m.onnx", "--saveEngine", "none/e"], "none/e"),
+        (["bench", "m.onnx", "--exportTimes", "none/t.json"], "none/t.json"),
         (["convert", "m.onnx", "-o", "none/m.engine"], "none/m.engine"),
         (["convert", "m.onnx", "-o", "."], "."),
         (["run", "m.onnx", "--native", "--save-outputs", "none/o.json"], "none/o.json"),

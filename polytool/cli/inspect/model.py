@@ -44,7 +44,9 @@ def model(
     \b
     Example: polytool inspect model model.onnx --show layers weights --input-shapes x:1x3x32x32
     """
-    if model.endswith(".engine"):
+    from polytool.files import is_engine_file
+
+    if is_engine_file(model):
         if list_unbounded_dds:
             raise click.UsageError("--list-unbounded-dds is for ONNX models, not for engines")
         result(as_json, *_described.engine(model, show, input_shapes, save_visual, verify))
