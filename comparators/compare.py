@@ -79,8 +79,17 @@ def compare_all(
     criteria: Criteria | None = None,
     response: Measure | None = None,
     grains: Mapping[str, float] | None = None,
+    precisions: Sequence[str] = (),
 ) -> Comparison:
     """Compare every run in `results` with one of them, by default the first.
+
+    Args:
+        results: name to run.
+        reference: the name of that one.
+        criteria: what agreement means.
+        response: see `compare`.
+        grains: see `compare`.
+        precisions: those that the model itself asks for, beside those that the runs' settings name.
 
     Raises:
         UsageError: there is only one run, or no run of that name.
@@ -94,7 +103,14 @@ def compare_all(
     responses = _Responses(response)
     base = _Run.of(results[reference], reference)
     pairs = tuple(
-        _compare_runs(_Run.of(results[n], n), base, criteria or Criteria(), responses, grains or {})
+        _compare_runs(
+            _Run.of(results[n], n),
+            base,
+            criteria or Criteria(),
+            responses,
+            grains or {},
+            precisions,
+        )
         for n in names
         if n != reference
     )
@@ -164,10 +180,15 @@ class _Responses:
 
 
 def _compare_runs(
-    a: _Run, b: _Run, criteria: Criteria, responses: _Responses, grains: Mapping[str, float]
+    a: _Run,
+    b: _Run,
+    criteria: Criteria,
+    responses: _Responses,
+    grains: Mapping[str, float],
+    declared: Sequence[str] = (),
 ) -> Pair:
     found: dict[str, list[Finding]] = {}
-    precisions = [*precisions_of(a.settings), *precisions_of(b.settings)]
+    precisions = [*precisions_of(a.settings), *precisions_of(b.settings), *declared]
     stopped = False
     for index in range(max(len(a.iterations), len(b.iterations))):
         one = a.iterations[index] if index < len(a.iterations) else None

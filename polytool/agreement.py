@@ -27,7 +27,7 @@ from polytool.comparators.verdicts import AGREE, DIFFER, Judgement
 from polytool.errors import ModelError, PolytoolError, UsageError
 from polytool.files import is_engine_file
 from polytool.model import Model, load
-from polytool.output_grains import output_grains
+from polytool.output_grains import declared_precisions, output_grains
 from polytool.patterns import lookup
 from polytool.postprocess import Step, call, load_function, postprocessed
 from polytool.results import Iteration, Run, RunResults
@@ -159,6 +159,7 @@ class Session:
             criteria=criteria,
             response=self._measure,
             grains=output_grains(self._shown_model()),
+            precisions=declared_precisions(self.model),
         )
 
     def _shown_model(self) -> Model:

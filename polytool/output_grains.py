@@ -39,6 +39,19 @@ def output_grains(model: Source) -> dict[str, float]:
     return {name: grains[kind] for name, kind in kinds.items() if kind != _NOT}
 
 
+def declared_precisions(model: Source) -> list[str]:
+    """The reduced precisions that a model itself computes in: `fp16`, `bf16`."""
+    from polytool.model import load, nodes, tensors
+
+    proto = load(model).proto
+    found = {t.data_type for t in tensors(proto)}
+    found |= {i.type.tensor_type.elem_type for i in proto.graph.input}
+    for node in nodes(proto.graph.node):
+        if node.op_type == "Cast":
+            found |= {a.i for a in node.attribute if a.name == "to"}
+    return [name for name, number in (("fp16", 10), ("bf16", 16)) if number in found]
+
+
 class _Scope:
     """The graph or a body in it: which node makes a tensor."""
 

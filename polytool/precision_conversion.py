@@ -160,7 +160,7 @@ def convert_precision(
     )
     kept.update((r.node, Kept(r.node, r.reason)) for r in report.refused)
     if not any(what.startswith("nodes in") for what in report.done):
-        notes.append(f"no node of the model is computed in {precision}")
+        notes.append(f"no node is lowered: nothing in float32 is left that {precision} could do")
     loads = DType.BFLOAT16 not in types.values()  # onnxruntime has few kernels for it on a CPU
     model = _checked(original, workspace, loads)
     done = {**report.done, "nodes in float32": _others(workspace, types)}
@@ -310,7 +310,7 @@ def _refusals(refused: Iterable[str]) -> Iterator[Kept]:
 def _chosen(workspace: Workspace, network: Network, kept: dict[str, Kept]) -> dict[Node, DType]:
     """The type of each node that is lowered, by the outputs that the engine's nodes have."""
     from polytool.backends.native.numerics import PRECISIONS as TYPES
-    from polytool.surgeon.precision import fails_in_onnxruntime, parameters
+    from polytool.surgeon.precision import fails_in_onnxruntime, first_version, parameters
 
     made = {
         tensor.value_of.tensor: node
@@ -334,7 +334,9 @@ def _chosen(workspace: Workspace, network: Network, kept: dict[str, Kept]) -> di
         elif fails_in_onnxruntime(node):
             reason = f"because onnxruntime does not run this {node.op} in {dtype.label}"
         elif not inputs and not outputs:
-            reason = f"because {node.op} takes no {dtype.label} at opset {node.version}"
+            since = first_version(node, dtype)
+            later = f"; from opset {since} on it does" if since else ""
+            reason = f"because {node.op} takes no {dtype.label} at opset {node.version}{later}"
         else:
             types[node] = dtype
             continue

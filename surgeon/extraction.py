@@ -16,6 +16,7 @@ from polytool.surgeon.dead import remove_dead
 from polytool.surgeon.graph import Value, Workspace
 from polytool.surgeon.gs_graph import open_model
 from polytool.surgeon.infer import infer
+from polytool.surgeon.known import is_standard
 from polytool.surgeon.outputs import set_outputs, values_by_name
 from polytool.surgeon.report import Report
 from polytool.surgeon.types import Type, read_type, type_proto
@@ -185,13 +186,19 @@ def insert(
         attributes: ints, floats, strings, or lists of them, by name.
 
     Raises:
-        UsageError: a tensor does not exist.
+        UsageError: a tensor does not exist, or ONNX has no such operator.
     """
     workspace = Workspace(open_model(source))
     workspace.sort()
     infer(workspace, Report())
     graph, values = workspace.main, values_by_name(workspace)
-    check_used(dict.fromkeys((*inputs, *outputs)), values, "the new node")
+    check_used(dict.fromkeys((*inputs, *outputs)), values, "an input or output of the new node")
+    opset = graph.opsets.get("", onnx.defs.onnx_opset_version())
+    if domain in ("", "ai.onnx") and not is_standard(op, opset):
+        raise UsageError(
+            f"ONNX defines no operator {op!r} in opset {opset}; one of your own needs a domain "
+            "(--domain my.domain)"
+        )
     node = graph.add_node(
         op,
         [values[n] for n in inputs],

@@ -82,6 +82,14 @@ def _allowed(
     )
 
 
+def first_version(node: Node, dtype: DType) -> int | None:
+    """The first opset after the model's at which the operator of `node` takes `dtype`."""
+    if node.domain:
+        return None
+    later = range(node.version + 1, onnx.defs.onnx_opset_version() + 1)
+    return next((v for v in later if any(map(any, _allowed("", node.op, v, dtype) or ()))), None)
+
+
 def fails_in_onnxruntime(node: Node) -> bool:
     """Whether onnxruntime 1.32 cannot run in float16 what ONNX lets be float16."""
     if node.op in ("ScatterElements", "ScatterND"):

@@ -10,6 +10,7 @@ import numpy as np
 
 from polytool.arrays import Array
 from polytool.model import Model, Source
+from polytool.patterns import check_used
 from polytool.surgeon.constants import lift_constants
 from polytool.surgeon.graph import Node, Value, Workspace
 from polytool.surgeon.gs_graph import open_model
@@ -144,9 +145,14 @@ def prune(source: Source, *, exclude: Collection[str] = ()) -> Pruned:
     Args:
         source: what `polytool.model.load` takes.
         exclude: initializers to leave as they are.
+
+    Raises:
+        UsageError: `exclude` names an initializer that does not exist.
     """
     workspace = Workspace(open_model(source))
     lift_constants(workspace, Report())
+    every = [v.name for graph in workspace.graphs for v in graph.constants]
+    check_used(dict.fromkeys(exclude), every, "an exclusion")
     done, skipped = [], {}
     for value, weight in candidates(workspace).items():
         assert value.tensor is not None

@@ -255,3 +255,21 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert ops(onnx.load(out))["LeakyRelu"] == 1
     assert main(["surgeon", "extract", path, "-o", out, "--outputs", "nope"]) == 2
     assert "'nope', which does not exist" in capsys.readouterr().err
+
+
+def test_mistakes_of_users_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = str(tmp_path / "m.onnx"), str(tmp_path / "o.onnx")
+    onnx.save(parse("g (float[2,4] x) => (float[2,4] y) <float[1] w = {2}> {y = Mul(x, w)}"), path)
+    (tmp_path / "list.txt").write_text("nothing\n")
+    insert_ = ["surgeon", "insert", path, "-o", out, "--inputs", "x", "--outputs", "x", "--op"]
+    listed = ["--exclude-list", str(tmp_path / "list.txt")]
+    for args, code, said in (
+        ([*insert_, "Nonsense"], 2, "ONNX defines no operator 'Nonsense' in opset 17"),
+        ([*insert_, "Nonsense", "--domain", "mine"], 0, ""),
+        (["surgeon", "prune", path, "-o", out, *listed], 2, "exclusion is given for 'nothing'"),
+        (["surgeon", "weight-strip", path, "-o", out], 0, "has no weights to strip"),
+        (["surgeon", "weight-reconstruct", path, "-o", out], 0, "has no stripped weights"),
+        (["template", "onnx-gs", path, "-o", f"{path}/x.py"], 2, "there is no directory"),
+    ):
+        assert main(args) == code, args
+        assert said in capsys.readouterr().err

@@ -42,7 +42,9 @@ def lower_precision(network: Network, config: BuilderConfig) -> PassResult:
         _Lowering(graph, config, result, used).run()
     for pattern, precision in config.layer_precisions:
         if pattern not in used:
-            result.notes.append(f"layer precision {pattern}:{precision} matches no node")
+            ops = {n.op for g in (network, *network.bodies()) for x in g.layers for n in x.nodes}
+            hint = f"; for every {pattern} write op:{pattern}" if pattern in ops else ""
+            result.notes.append(f"layer precision {pattern}:{precision} matches no node{hint}")
     return result
 
 

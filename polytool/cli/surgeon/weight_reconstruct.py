@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polytool.cli import _surgeon, options
-from polytool.cli.output import result
+from polytool.cli.output import note, result
 
 
 @options.command()
@@ -29,6 +29,8 @@ def weight_reconstruct(
 
     made = reconstruct_weights(model, seed=seed)
     _surgeon.save(made.model, output, save_external_data, external_data_size_threshold)
+    if not made.weights:
+        note(f"{model} has no stripped weights: nothing was made up")
     result(
         as_json,
         f"{output}: {len(made.weights)} weights of {made.nbytes} bytes made up",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polytool.cli import _surgeon, options
-from polytool.cli.output import result
+from polytool.cli.output import note, result
 
 
 @options.command()
@@ -30,6 +30,8 @@ def weight_strip(
     source = load(model, external_data_dir=external_data_dir)
     made = strip_weights(source, exclude=_surgeon.read_list(exclude_list))
     made.model.save(output, external_data=False)
+    if not made.weights:
+        note(f"{model} has no weights to strip: all are small, integers, or stripped already")
     result(
         as_json,
         f"{output}: {len(made.weights)} weights of {made.nbytes} bytes stripped",

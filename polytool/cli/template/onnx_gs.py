@@ -25,9 +25,11 @@ def onnx_gs(
     \b
     Example: polytool template onnx-gs model.onnx -o surgery.py
     """
+    from polytool.conversion import check_writable
     from polytool.model import load
     from polytool.surgeon.template import write_script
 
+    check_writable(output)
     source = load(
         model, external_data_dir=external_data_dir, ignore_external_data=ignore_external_data
     )
