@@ -28,6 +28,8 @@ static std::map<void*, int (*)(unsigned*)> sizes;  // of a kernel's arguments
 static std::vector<std::string> launched;
 static std::vector<std::pair<size_t, size_t>> gaps;
 static bool sanitize;
+static thread_local bool current;  // whether the thread has a context
+#define NEEDS_CONTEXT if (!current) return 201
 static size_t in_use;
 
 static void count(const char* what) { counts[what]++; }
@@ -54,7 +56,7 @@ void emulated_sanitize(bool on) { sanitize = on; }
 void emulated_gap(size_t start, size_t size) { gaps.push_back({start, size}); }
 
 int cuInit(unsigned) { return 0; }
-int cuGetErrorString(int status, const char** text) { *text = status == 900 ? "not while capturing" : "failed"; return 0; }
+int cuGetErrorString(int status, const char** text) { *text = status == 900 ? "not while capturing" : status == 201 ? "invalid device context" : "failed"; return 0; }
 int cuDeviceGetCount(int* n) { *n = 1; return 0; }
 int cuDeviceGet(int* d, int) { *d = 0; return 0; }
 int cuDeviceGetName(char* name, int, int) { strcpy(name, "emulated H100"); return 0; }
@@ -64,9 +66,9 @@ int cuDeviceGetAttribute(int* v, int which, int) {
     return 0;
 }
 int cuDevicePrimaryCtxRetain(void** c, int) { *c = (void*)1; return 0; }
-int cuCtxSetCurrent(void*) { return 0; }
+int cuCtxSetCurrent(void* c) { current = c; return 0; }
 
-int cuMemAlloc_v2(void** p, size_t n) {
+int cuMemAlloc_v2(void** p, size_t n) { NEEDS_CONTEXT;
     std::lock_guard<std::mutex> g(lock);
     count("allocate");
     *p = aligned_alloc(256, (n + 511) / 256 * 256);
@@ -79,7 +81,7 @@ int cuMemAlloc_v2(void** p, size_t n) {
     gaps.clear();
     return *p ? 0 : 2;
 }
-int cuMemFree_v2(void* p) {
+int cuMemFree_v2(void* p) { NEEDS_CONTEXT;
     std::lock_guard<std::mutex> g(lock);
     if (!allocated.count(p)) return 1;
     size_t size = allocated[p];
@@ -91,26 +93,26 @@ int cuMemFree_v2(void* p) {
     return 0;
 }
 int cuMemGetInfo_v2(size_t* unused, size_t* all) { *all = size_t(80) << 30; *unused = *all - in_use; return 0; }
-int cuMemHostAlloc(void** p, size_t n, unsigned) { count("pin"); *p = aligned_alloc(4096, (n + 4095) / 4096 * 4096); return 0; }
+int cuMemHostAlloc(void** p, size_t n, unsigned) { NEEDS_CONTEXT; count("pin"); *p = aligned_alloc(4096, (n + 4095) / 4096 * 4096); return 0; }
 int cuMemFreeHost(void* p) { free(p); return 0; }
 
 static int copy(void* to, const void* from, size_t n, Stream* s) {
     count("copy");
     return put(s, [=] { memcpy(to, from, n); return 0; });
 }
-int cuMemcpyHtoDAsync_v2(void* to, const void* from, size_t n, Stream* s) { count("to_device"); return copy(to, from, n, s); }
-int cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t n, Stream* s) { count("to_host"); return copy(to, from, n, s); }
-int cuMemcpyDtoDAsync_v2(void* to, const void* from, size_t n, Stream* s) { return copy(to, from, n, s); }
-int cuMemsetD8Async(void* to, unsigned char v, size_t n, Stream* s) { return put(s, [=] { memset(to, v, n); return 0; }); }
+int cuMemcpyHtoDAsync_v2(void* to, const void* from, size_t n, Stream* s) { NEEDS_CONTEXT; count("to_device"); return copy(to, from, n, s); }
+int cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t n, Stream* s) { NEEDS_CONTEXT; count("to_host"); return copy(to, from, n, s); }
+int cuMemcpyDtoDAsync_v2(void* to, const void* from, size_t n, Stream* s) { NEEDS_CONTEXT; return copy(to, from, n, s); }
+int cuMemsetD8Async(void* to, unsigned char v, size_t n, Stream* s) { NEEDS_CONTEXT; return put(s, [=] { memset(to, v, n); return 0; }); }
 
-int cuStreamCreate(Stream** s, unsigned) { *s = new Stream; return 0; }
+int cuStreamCreate(Stream** s, unsigned) { NEEDS_CONTEXT; *s = new Stream; return 0; }
 int cuStreamDestroy_v2(Stream* s) { delete s; return 0; }
 int cuStreamSynchronize(Stream* s) { count("synchronize"); return s && s->captured ? 900 : 0; }
 int cuStreamQuery(Stream*) { count("query"); return 0; }
 int cuStreamWaitEvent(Stream*, Event*, unsigned) { count("wait"); return 0; }
-int cuEventCreate(Event** e, unsigned) { *e = new Event; return 0; }
+int cuEventCreate(Event** e, unsigned) { NEEDS_CONTEXT; *e = new Event; return 0; }
 int cuEventDestroy_v2(Event* e) { delete e; return 0; }
-int cuEventRecord(Event* e, Stream*) {
+int cuEventRecord(Event* e, Stream*) { NEEDS_CONTEXT;
     using namespace std::chrono;
     count("record");
     e->milliseconds = duration<double, std::milli>(steady_clock::now().time_since_epoch()).count();
@@ -125,7 +127,7 @@ int cuGraphGetNodes(Work* graph, void*, size_t* n) { *n = graph->size(); return 
 int cuGraphInstantiateWithFlags(Work** executable, Work* graph, unsigned long long) { count("instantiate"); *executable = new Work(*graph); return 0; }
 int cuGraphDestroy(Work* graph) { delete graph; return 0; }
 int cuGraphExecDestroy(Work* graph) { delete graph; return 0; }
-int cuGraphLaunch(Work* graph, Stream*) {
+int cuGraphLaunch(Work* graph, Stream*) { NEEDS_CONTEXT;
     count("graph");
     for (auto& node : *graph)
         if (int status = node.run(node.arguments)) return status;
@@ -156,7 +158,7 @@ int cuGraphExecKernelNodeSetParams_v2(Work* executable, void* node, const Parame
     return 0;
 }
 
-int cuModuleLoadData(void** module, const char* image) {
+int cuModuleLoadData(void** module, const char* image) { NEEDS_CONTEXT;
     count("load");
     *module = strcmp(image, "nothing") ? dlopen(image, RTLD_NOW | RTLD_LOCAL) : (void*)1;
     return *module ? 0 : 200;
@@ -169,7 +171,7 @@ int cuModuleGetFunction(void** f, void* module, const char* name) {
     return *f ? 0 : 500;
 }
 int cuFuncSetAttribute(void*, int, int) { return 0; }
-int cuLaunchKernelEx(const Config* c, void* f, void** arguments, void**) {
+int cuLaunchKernelEx(const Config* c, void* f, void** arguments, void**) { NEEDS_CONTEXT;
     count("launch");
     if (f == (void*)1) return put(c->stream, [] { return 0; });
     int cluster = 1;

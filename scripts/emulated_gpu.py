@@ -14,8 +14,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
+import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +78,10 @@ class Emulator:
         digest = hashlib.sha256(kernel.source.encode()).hexdigest()[:16]
         library = self.folder / f"{digest}.so"
         if not library.exists():
-            source, fresh = self.folder / f"{digest}.cpp", self.folder / f"{digest}.new.so"
+            mine = (
+                f"{digest}-{os.getpid()}-{threading.get_ident()}"  # several may compile it at once
+            )
+            source, fresh = self.folder / f"{mine}.cpp", self.folder / f"{mine}.new.so"
             # the emulated instructions need the types of the prelude, which stand before this line
             mark = "DEVICE float to_float(float v)"
             text = kernel.source.replace(mark, f"EMULATED_INSTRUCTIONS\n{mark}", 1)

@@ -78,10 +78,9 @@ class ExecutionContext:
             RunnerError: a layer failed.
         """
         if self._replays is not None:
-            if observe is None and self.profiler is None:
-                found = self._replays.find(feeds)
-                if found is not None:
-                    return found[0].run(found[1])
+            found = self._replays.find(feeds)
+            if found is not None and observe is None and self.profiler is None:
+                return found[0].run(found[1])
             return self._first(self._replays, feeds, observe)
         inputs = self._stored(self._checked(feeds))
         with np.errstate(all="ignore"), single_threaded_blas():
@@ -144,6 +143,7 @@ class ExecutionContext:
             return dict(feeds)
         from polytool.backends.native.cuda.interop import OWN, to_library
 
+        self._replays.activate()
         host = {t.name for t in self.engine.network.inputs if t.place == "host"}
         moved = {n: v for n, v in feeds.items() if n not in host}
         made = to_library(moved, OWN, self._replays.pool, self._replays.stream)
@@ -170,6 +170,7 @@ class ExecutionContext:
         if self._replays is not None:
             from polytool.backends.native.kernels import driver
 
+            self._replays.activate()
             driver.synchronize(self._replays.stream)
 
     def _first(

@@ -241,12 +241,11 @@ def test_closing_a_context_frees_its_memory(software_gpu):
 
 def test_contexts_run_in_threads(software_gpu):
     engine = NativeRunner(small(), device="cuda").engine
-    expected, wrong = on_cpu(X), []
+    expected, results = on_cpu(X), []
 
     def work() -> None:
         context = engine.create_execution_context()
-        results = [context.infer({"x": X})["y"] for _ in range(20)]
-        wrong.extend(y for y in results if not np.allclose(y, expected, rtol=1e-6))
+        results.extend(context.infer({"x": X})["y"] for _ in range(20))
         context.close()
 
     threads = [threading.Thread(target=work) for _ in range(3)]
@@ -254,7 +253,32 @@ def test_contexts_run_in_threads(software_gpu):
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert len(results) == 60 and all(np.allclose(y, expected, rtol=1e-6) for y in results)
+
+
+def test_a_context_made_in_one_thread_runs_in_another(software_gpu):
+    context = NativeRunner(small(), device="cuda").engine.create_execution_context()
+    results: list[np.ndarray] = []
+
+    def once(work) -> None:
+        thread = threading.Thread(target=work)  # which has no current device yet
+        thread.start()
+        thread.join()
+
+    once(lambda: results.append(context.infer({"x": X})["y"]))
+    for _ in range(3):
+        once(lambda: results.append(context.infer({"x": X})["y"]))
+    there = []
+    once(lambda: there.append(context.resident({"x": X})))
+    for _ in range(3):
+        once(lambda: results.append(context.infer(there[0])["y"].numpy()))
+    once(lambda: results.append(context.enqueue(there[0])["y"].numpy()))
+    assert len(results) == 8
+    for y in results:
+        np.testing.assert_allclose(y, on_cpu(X), rtol=1e-6)
+    once(lambda: context.phases({"x": X}))
+    once(there.clear)
+    once(context.close)
 
 
 @pytest.mark.parametrize(

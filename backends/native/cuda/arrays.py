@@ -48,6 +48,7 @@ class DeviceArray:
         """A copy on the host."""
         value = np.empty(self.shape, self.dtype.numpy)
         if value.nbytes:
+            driver.device().activate()
             driver.to_host(value.ctypes.data, self.address, value.nbytes, stream)
             driver.synchronize(stream)
         return value

@@ -49,7 +49,7 @@ class Replay:
     ) -> None:
         self.stretch, self._pool, self._raw = stretch, pool, raw
         self._handover = stretch.handover(network)
-        self._context, self._stream = stretch.device.context, stretch.stream
+        self._stream = stretch.stream
         self._event = driver.create_event(timed=False)
         self._inputs: list[tuple[int, Callable[[Any], int]]] = []
         self._uploads: list[tuple[int, Pinned, DeviceArray]] = []
@@ -115,7 +115,7 @@ class Replay:
     def _upload(self, values: Sequence[Any]) -> int:
         """Wait for what the inputs come from, and copy those of the host."""
         raw, stream, event = self._raw, self._stream, self._event
-        status: int = raw.activate(self._context)
+        status = 0
         for current in self._streams:
             other = current()
             if raw.query(other):  # it is still at work
@@ -215,17 +215,27 @@ class Replays:
         self._names = [t.name for t in self._network.inputs]
         self._keys: dict[type, Callable[[Any], object]] = {np.ndarray: _numpy_key}
         self._known: dict[tuple[object, ...], Replay] = {}
-        self._raw = driver.Raw()
+        self._raw, self._context = driver.Raw(), program.device.context
         self.pool = Pool()
         self.stream = program.stream
         self.run = program.run
+
+    def activate(self) -> None:
+        """Let the calling thread use the device; every entry needs that."""
+        status = self._raw.activate(self._context)
+        if status:
+            driver.raise_status(status, "a context")
 
     def declared(self, tune: bool) -> None:
         """Whether the engine is specialised for the shapes that come next."""
         self._program.tune = tune
 
     def find(self, feeds: Mapping[str, Any]) -> tuple[Replay, list[Any]] | None:
-        """What runs such inputs, and the inputs in order; None for what was not seen before."""
+        """What runs such inputs, and the inputs in order; None for what was not seen before.
+
+        The calling thread may use the device from then on.
+        """
+        self.activate()
         if not self._known or len(feeds) != len(self._names):
             return None
         key, values = self._key(feeds)
@@ -268,7 +278,7 @@ class Replays:
 
     def close(self) -> None:
         """Free everything, the program included; from any thread."""
-        self._program.device.activate()
+        self.activate()
         driver.synchronize(self.stream)
         for replay in self._known.values():
             replay.close()
