@@ -204,6 +204,7 @@ class Recorder:
         if not self._depth:
             self._layer = layer
         self._depth += 1
+        refused: list[UnsupportedError] = []
         try:
             for way in _attempts(function, layer):
                 try:
@@ -211,10 +212,11 @@ class Recorder:
                         way(self, layer)
                     return
                 except UnsupportedError as err:
-                    refused = err
-            raise refused
+                    refused.append(err)
+            raise refused[-1]
         finally:
             self._depth -= 1
+            refused.clear()  # errors refer to frames, this one included, and those to arrays
 
     def temporary(self, dtype: DType | None, shape: Dims, name: str = "") -> Tensor:
         """A tensor between the kernels of one layer."""
