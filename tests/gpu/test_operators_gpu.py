@@ -154,6 +154,26 @@ CASES: dict[str, tuple[str, dict, dict]] = {
         },
         {},
     ),
+    "attention": (
+        "y = Attention(a, b, c, m)",
+        {
+            "a": real(2, 12, 128, 64),
+            "b": real(2, 12, 128, 64),
+            "c": real(2, 12, 128, 64),
+            "m": RNG.random((2, 1, 1, 128)) < 0.8,
+        },
+        {},
+    ),
+    "attention_causal": (
+        "y = Attention<is_causal=1, q_num_heads=4, kv_num_heads=2>(a, b, c)",
+        {"a": real(2, 200, 96), "b": real(2, 200, 48), "c": real(2, 200, 48)},
+        {},
+    ),
+    "matmul_n_bits": (
+        "y = com.microsoft.MatMulNBits<K=256, N=128, bits=4, block_size=32>(a, w, s)",
+        {"a": real(2, 40, 256)},
+        {"w": whole(256, 128, 8, 16, dtype="uint8"), "s": np.abs(real(1024)) / 50},
+    ),
     "rotary": (
         "y = RotaryEmbedding(a, c, s)",
         {"a": real(2, 8, 100, 64)},
@@ -212,7 +232,7 @@ def model(name: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
         [onnx.ValueInfoProto(name=n) for n in outputs],
         [onnx.numpy_helper.from_array(v, k) for k, v in constants.items()],
     )
-    opset = [onnx.helper.make_opsetid("", 24)]
+    opset = [onnx.helper.make_opsetid("", 24), onnx.helper.make_opsetid("com.microsoft", 1)]
     return onnx.helper.make_model(graph, opset_imports=opset, ir_version=11), feeds
 
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
+
 from polytool.backends.native.cuda.buffers import View
 from polytool.backends.native.cuda.elements import compute
 from polytool.backends.native.cuda.lower_contractions import as_tensor, matmul, shaped
 from polytool.backends.native.cuda.lower_indexing import given
 from polytool.backends.native.cuda.lower_statistics import register_dtype
 from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.kernels.expr import Step, Tree
 from polytool.backends.native.kernels.pointwise import copy
+from polytool.backends.native.kernels.rows import RowOp
 from polytool.backends.native.network import Layer, Node, Tensor
 from polytool.tensors import DType
 
 _FUSED = frozenset({"scale", "is_causal"})
+_PLAIN = _FUSED | {"q_num_heads", "kv_num_heads", "softmax_precision"}
+_LARGEST_TABLE = 1 << 22  # queries times keys up to which causality is a table
 
 
 def split_heads(rec: Recorder, view: View, heads: int) -> View:
@@ -46,9 +52,13 @@ def attention(rec: Recorder, layer: Layer) -> None:
         appended(rec, past, new, present)
         for past, new, present in ((past_k, views[1], rest[0]), (past_v, views[2], rest[1]))
     )
-    probabilities = _probabilities(rec, node, views[0], keys, mask, past_k, lengths, rest[2])
-    heads = views[0].shape[1]
-    product = matmul(rec, node, probabilities, _per_head(rec, values, heads), DType.FLOAT)
+    heads, real = views[0].shape[1], register_dtype(views[0].dtype)
+    probabilities = None
+    if past_k is None and lengths is None and rest[2] is None:
+        probabilities = _plain_probabilities(rec, node, views[0], keys, mask)
+    if probabilities is None:
+        probabilities = _probabilities(rec, node, views[0], keys, mask, past_k, lengths, rest[2])
+    product = matmul(rec, node, probabilities, _per_head(rec, values, heads), real)
     if y is not None:
         turned = product.permuted((0, 2, 1, 3)) if flat else product
         _store(rec, rec.dense(turned), y)
@@ -104,6 +114,54 @@ def _per_head(rec: Recorder, view: View, heads: int) -> View:
     apart = shaped(rec, view, (batch, shared, 1, length, size))
     wide = apart.broadcast((batch, shared, heads // shared, length, size))
     return shaped(rec, wide, (batch, heads, length, size))
+
+
+def _plain_probabilities(
+    rec: Recorder, node: Node, q: View, k: View, mask: Tensor | None
+) -> View | None:
+    """Scaled scores, a mask, causality: a softmax of rows; None for what it does not know."""
+    (batch, heads, queries, size), keys = q.shape, k.shape[2]
+    if set(node.attrs) - _PLAIN or queries * keys > _LARGEST_TABLE or not keys:
+        return None
+    real = register_dtype(q.dtype)
+    operands: list[tuple[DType, View]] = []
+    if mask is not None:
+        view = rec.view(mask)
+        if view.shape[-1] != keys:
+            return None
+        operands.append((view.dtype, rec.dense(view).broadcast((batch, heads, queries, keys))))
+    if node.attrs.get("is_causal", 0):
+        table = rec.constant(
+            lambda: np.triu(np.full((queries, keys), -np.inf, real.numpy), 1),
+            (queries, keys), real, ("causal", queries, keys, real),
+        )  # fmt: skip
+        operands.append((real, table.broadcast((batch, heads, queries, keys))))
+    scale = node.attrs.get("scale")
+    factor = 1 / math.sqrt(size) if scale is None else float(scale)
+    count = 1 + len(operands)
+    steps = [
+        Step.of("Constant", dtype=real, value=factor),
+        Step.of("Constant", dtype=real, value=-math.inf),
+        Step.of("Mul", 0, count, dtype=real),
+    ]
+    for i, (dtype, _) in enumerate(operands, 1):
+        last = count + len(steps) - 1
+        if dtype is DType.BOOL:
+            steps.append(Step.of("Where", i, last, count + 1, dtype=real))
+        else:
+            steps.append(Step.of("Add", last, i, dtype=real))
+    before = Tree((real, *(d for d, _ in operands)), tuple(steps))
+    after = Tree((real,), (Step.of("Cast", 0, dtype=q.dtype),))
+    op = RowOp("attention", before, ("full", *("outer" for _ in operands)), after)
+    raw = matmul(rec, node, q, _per_head(rec, k, heads).permuted((0, 1, 3, 2)), real)
+    result = View.new(q.dtype, (batch, heads, queries, keys))
+    outer = (batch, heads, queries)
+    plan = op.plan(
+        batch * heads * queries, keys, outer=outer,
+        outer_strides=[v.steps[:3] for _, v in operands],
+    )  # fmt: skip
+    rec.launch([plan], [rec.dense(raw), *(v for _, v in operands), result])
+    return result
 
 
 def _probabilities(

@@ -23,7 +23,8 @@ from polytool.backends.native.kernels.source import (
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType
 
-MODES = {"layernorm": 0, "rmsnorm": 1, "softmax": 2, "logsoftmax": 3}
+MODES = {"layernorm": 0, "rmsnorm": 1, "softmax": 2, "logsoftmax": 3, "attention": 4}
+"""`attention` is a softmax that gives zeros for rows of -inf."""
 _CACHE = 4
 
 

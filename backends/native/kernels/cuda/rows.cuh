@@ -3,7 +3,8 @@
 // vectors a thread stay in registers, longer rows are read again.
 //
 // Macros: REAL (float or double), MODE, VEC, ROW_THREADS, CACHE, FULL (1: rows are just CACHE vectors a
-// thread), T_OUT, and T_SUM when the value before is stored as well. MODE: 0 layernorm, 1 rmsnorm, 2 softmax, 3 log-softmax.
+// thread), T_OUT, and T_SUM when the value before is stored as well. MODE: 0 layernorm, 1 rmsnorm,
+// 2 softmax, 3 log-softmax, 4 softmax with zeros for rows of -infinity.
 
 #define ROWS_PER_BLOCK (MAX_THREADS / ROW_THREADS)
 typedef pack<REAL, VEC> values;
@@ -79,10 +80,13 @@ GLOBAL(KERNEL, MAX_THREADS)(u32 rows, int length, float epsilon, T_OUT* out ROW_
     REAL high = -INFINITY, sum = 0;
     EACH(LANES high = propagating_max(high, x.at[e]);)
     high = reduce_row<true>(high);
+#if MODE == 4
+    if (high == -INFINITY) high = 0;
+#endif
     EACH(LANES sum += exponential(x.at[e] - high);)
     sum = reduce_row<false>(sum);
-#if MODE == 2
-    const REAL scale = 1 / sum;
+#if MODE == 2 || MODE == 4
+    const REAL scale = MODE == 4 && sum == 0 ? (REAL)0 : 1 / sum;
 #define RESULT (exponential(x.at[e] - high) * scale)
 #else
     const REAL shift = logarithm(sum);
