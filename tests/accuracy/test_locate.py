@@ -177,6 +177,39 @@ def test_layers_inside_a_loop_are_judged_with_their_iteration():
     assert first.iteration == "0.2" and "Loop" in first.nodes[0]
 
 
+IF = """<ir_version: 9, opset_import: ["" : 18]>
+    g (bool go, float[1,4] x) => (float[1,4] y) {
+        y = If (go) <then_branch = t () => (float[1,4] a) { s = Mul(x, x) r = Sqrt(s) a = Neg(r) },
+                     else_branch = e () => (float[1,4] b) { b = Neg(x) }> }"""
+SCAN = """<ir_version: 9, opset_import: ["" : 18]>
+    g (float[1,4] start, float[5,4] x) => (float[1,4] y, float[5,1,4] all) {
+        y, all = Scan <num_scan_inputs = 1, body = b (float[1,4] v, float[4] row) =>
+            (float[1,4] w, float[1,4] seen) { s = Mul(row, row) r = Sqrt(s) w = Add(v, r)
+                seen = Identity(w) }> (start, x) }"""
+FUNCTION = """<ir_version: 9, opset_import: ["" : 18, "our" : 1]>
+    g (float[1,4] x) => (float[1,4] y) { h = our.rms (x) y = Neg(h) }
+    <domain: "our", opset_import: ["" : 18]> rms (v) => (w) { s = Mul(v, v) w = Sqrt(s) }"""
+LARGE = np.float32([[1, 300, 2, 3]])
+
+
+@pytest.mark.parametrize(
+    ("text", "feeds", "iteration"),
+    [
+        (IF, {"go": np.array(True), "x": LARGE}, "0.0"),
+        (SCAN, {"start": 0 * LARGE, "x": np.float32(np.diag([1, 2, 3, 300, 4])[:, 1:])}, "0.3"),
+        (FUNCTION, {"x": LARGE}, "0"),
+    ],
+    ids=["If", "Scan", "function"],
+)
+def test_layers_inside_bodies_are_named(text, feeds, iteration):
+    proto = onnx.parser.parse_model(text)
+    runner = NativeRunner(proto, precision="fp16", optimize=False, device="cpu")
+    first = locate(runner, NativeOracle(proto), [feeds]).first_broken
+    assert first is not None and first.cause == "overflow", first
+    assert first.iteration == iteration
+    assert first.operators == ("Mul",) and first.tensors[0].endswith("/s")
+
+
 def test_the_contribution_of_a_broken_layer_is_what_it_does_to_the_outputs(model, oracle):
     runner, _ = with_fault(model, 5, one_channel, "fp32")
     found = locate(runner, oracle, [FEEDS])
