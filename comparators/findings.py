@@ -171,6 +171,9 @@ class Location:
         outputs: relative L2 of each network output against the reference, worst sample.
         not_checked: what was not compared, and why.
         settings: what the runner and the oracle computed with.
+        fix: the layers to keep in higher precision, where they were searched.
+        pictures: by output, what its error looks like in the worst sample (see `pictures.draw`),
+            where that was asked for; no part of the JSON.
     """
 
     verdict: str
@@ -179,6 +182,7 @@ class Location:
     not_checked: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     fix: dict[str, Any] | None = None
+    pictures: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ranking(self) -> list[Finding]:

@@ -22,6 +22,8 @@ from polytool.backends.base import Feeds, LayerOracle, Observable, Tap
 from polytool.collection import paused_collection
 from polytool.comparators.findings import BROKEN, EXPECTED, SUSPICIOUS, Finding, Location
 from polytool.comparators.judge import NOTHING_FINITE, Judgement, judge, relative_l2
+from polytool.comparators.pictures import MOST_OUTPUTS
+from polytool.comparators.pictures import draw as picture_of
 from polytool.comparators.races import find_race, find_unsteady, same_bits
 from polytool.comparators.second_opinion import with_second_opinion
 from polytool.comparators.slices import Slice, plan_slices
@@ -41,6 +43,7 @@ def locate(
     contributions: int = _CONTRIBUTIONS,
     everywhere: bool = False,
     second: SecondOracle | None = None,
+    draw: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Location:
@@ -56,6 +59,7 @@ def locate(
             not of the broken and suspicious ones only.
         second: makes another layer oracle, which is asked about layers that are blamed, and says
             what both oracles are called; it may return None.
+        draw: keep pictures of the errors of the outputs.
         seed: of the noise that conditions are measured with.
         progress: called with a line of text now and then.
 
@@ -63,7 +67,7 @@ def locate(
         UsageError: there is no sample, or the runner shows no tensor.
     """
     with runner, paused_collection():
-        walk = _Walk(runner, oracle, seed)
+        walk = _Walk(runner, oracle, seed, draw=draw)
         for number, feed in enumerate(feeds):
             if progress is not None:
                 progress(f"sample {number}")
@@ -81,7 +85,12 @@ def locate(
                 measured = with_second_opinion(measured, runner, walk.samples, oracles, names)
         outputs = walk.output_errors(reference)
     return Location(
-        _verdict(walk, measured), tuple(measured), outputs, walk.not_checked(), runner.settings
+        _verdict(walk, measured),
+        tuple(measured),
+        outputs,
+        walk.not_checked(),
+        runner.settings,
+        pictures=walk.pictures,
     )
 
 
@@ -95,7 +104,9 @@ def _verdict(walk: _Walk, findings: Sequence[Finding]) -> str:
 class _Walk:
     """The samples, one after the other; keeps the worst judgement of every tap."""
 
-    def __init__(self, runner: Observable, oracle: LayerOracle, seed: int) -> None:
+    def __init__(
+        self, runner: Observable, oracle: LayerOracle, seed: int, *, draw: bool = False
+    ) -> None:
         self.runner, self.oracle, self.seed = runner, oracle, seed
         self.inputs = [spec.name for spec in runner.inputs]
         self.taps = runner.taps()
@@ -110,6 +121,8 @@ class _Walk:
         self.race: int | None = None
         self.errors: dict[str, float | None] = {}
         self.outputs: list[dict[str, Any]] = []
+        self.draw = draw
+        self.pictures: dict[str, Any] = {}
 
     def sample(self, number: int, feed: Feeds) -> None:
         """Run once unobserved and once observed, judging every tap as it comes."""
@@ -128,7 +141,15 @@ class _Walk:
         for name, value in observed.items():
             if name in state.exact and isinstance(value, np.ndarray):
                 error = relative_l2(value, state.exact[name])
-                self.errors[name] = _worse(self.errors.get(name, 0.0), error)
+                before = self.errors.get(name, 0.0)
+                self.errors[name] = _worse(before, error)
+                if self.draw and (name not in self.pictures or self.errors[name] != before):
+                    self._picture(name, value, state.exact[name])
+
+    def _picture(self, name: str, value: Any, exact: Any) -> None:
+        comparable = value.shape == np.shape(exact) and value.size and value.dtype != object
+        if comparable and (name in self.pictures or len(self.pictures) < MOST_OUTPUTS):
+            self.pictures[name] = picture_of(value, exact)
 
     def record(self, index: int, judgement: Judgement) -> None:
         """Keep the worst judgement and the sum of own errors of tap `index`."""

@@ -35,6 +35,7 @@ def locate(
     targets: Sequence[str] = (),
     fix_precision: str = "fp32",
     reproducer: str | os.PathLike[str] | None = None,
+    draw: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Location:
@@ -51,6 +52,7 @@ def locate(
         fix_precision: the precision of the layers that are kept.
         reproducer: a folder; the first broken layer is saved there as a small model with its
             inputs.
+        draw: keep pictures of the errors of the outputs, for a report.
         progress: called with a line of text now and then.
         options: those of `NativeRunner`: precision, device, layer_precisions, profiles.
 
@@ -72,6 +74,7 @@ def locate(
         contributions=_MEASURED if targets else 3,
         everywhere=bool(targets),
         second=lambda: second_judge(source, against),
+        draw=draw,
         progress=progress,
     )
     if reproducer is not None:

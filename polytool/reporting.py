@@ -55,7 +55,7 @@ def save_report(
     drawing: dict[str, Any] = {}
     if isinstance(found, Location):
         source = load(model, external_data_dir=external_data_dir)
-        kind, drawing = "locate", neighbours(source, found)
+        kind, drawing = "locate", {**neighbours(source, found), "pictures": found.pictures}
     else:
         kind = "run"
         drawing["pictures"] = pictures(results, found) if results is not None else []

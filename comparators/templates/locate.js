@@ -120,6 +120,10 @@ function locateReport() {
       { title: "output", width: "1fr", value: (r) => r[0] },
       { title: "relative L2", width: "160px", number: true, empty: Infinity, value: (r) => r[1] },
     ] });
+    for (const [name, picture] of Object.entries(data.pictures || {})) {
+      main.append(make("div", { class: "panel output" }, make("h3", {}, name), equalValues(picture, ""),
+        make("div", { class: "two" }, heatMap(picture), histogram(picture))));
+    }
   }
 
   function neighbourhood() {

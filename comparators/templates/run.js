@@ -64,8 +64,12 @@ function drawOutput(pair, name, picture) {
   const told = where ? `Largest error at [${where.join(", ")}]: ${output.worst_values[0]} in ${pair.a}, ${output.worst_values[1]} in ${pair.b}. ` : "";
   const sample = output.iterations.length > 1 ? `Iteration ${output.iteration}. ` : "";
   main.append(make("div", { class: "panel output" }, make("h3", {}, verdictOf(output.verdict), ` ${name}${output.path}`),
-    make("p", { class: "hint" }, `${sample}${told}Equal values: ${picture.equal}${picture.one_sided ? `; not finite on one side only: ${picture.one_sided}` : ""}.`),
-    make("div", { class: "two" }, heatMap(picture), histogram(picture))));
+    equalValues(picture, `${sample}${told}`), make("div", { class: "two" }, heatMap(picture), histogram(picture))));
+}
+
+function equalValues(picture, before) {
+  const lost = picture.one_sided ? `; not finite on one side only: ${picture.one_sided}` : "";
+  return make("p", { class: "hint" }, `${before}Equal values: ${picture.equal}${lost}.`);
 }
 
 function heatMap(picture) {

@@ -27,6 +27,7 @@ def run_locate(
     fix: str | None,
     reproducer: str | None,
     external_data_dir: str | None,
+    report: str | None,
 ) -> Location:
     """Make the inputs, locate, and write the fix."""
     import sys
@@ -67,6 +68,7 @@ def run_locate(
         engine=engine,
         targets=targets,
         reproducer=reproducer,
+        draw=report is not None,
         progress=progress if sys.stderr.isatty() else None,
         **{k: v for k, v in building.items() if engine is None or k in ENGINE_OPTIONS},
     )

@@ -67,7 +67,16 @@ def locate(
 
     options_ = {**builder.to_options(), **tactics.to_options(), **loading}
     found = run_locate(
-        model, options_, feeds, against, load_engine, targets, fix, reproducer, external_data_dir
+        model,
+        options_,
+        feeds,
+        against,
+        load_engine,
+        targets,
+        fix,
+        reproducer,
+        external_data_dir,
+        report,
     )
     for text in found.not_checked:
         note(f"not checked: {text}")
