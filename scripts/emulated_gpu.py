@@ -75,7 +75,7 @@ class Emulator:
 
     def library(self, kernel: Kernel) -> Path:
         """The shared library of a kernel."""
-        digest = hashlib.sha256(kernel.source.encode()).hexdigest()[:16]
+        digest = hashlib.sha256((kernel.source + _ENTRY).encode()).hexdigest()[:16]
         library = self.folder / f"{digest}.so"
         if not library.exists():
             mine = (
