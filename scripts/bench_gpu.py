@@ -1,91 +1,38 @@
-"""The native engine on the GPU against torch.compile, on networks with random weights.
+"""The native engine on the GPU against torch.compile and ONNX Runtime, networks of random weights.
 
     python scripts/bench_gpu.py [--only NAME ...] [--batch 1 32] [--precision fp16] [--json FILE]
+    python scripts/bench_gpu.py --warm ...   # first: compile the peers' networks, on all cores
 
-Time is one synchronous inference with inputs on the device, median of 200 after warm-up; for the
-engine `torch_ms`: torch tensors on the GPU to torch tensors on the GPU, `infer_ms`: NumPy to NumPy,
-`graph_ms`: the CUDA graph alone, `two_graphs_ms`: two instances of it in turn, as outputs of two
-inferences that are alive at once need them. Errors are relative L2 against the fp64 oracle, or,
-for large batches, against torch in float32.
+Time is one synchronous inference with inputs and outputs on the device, wall clock, median of 200
+after warm-up, in milliseconds; `graph` is the engine's CUDA graph alone. Errors are relative L2
+against torch in float64, mean over `--inputs` random inputs. A peer that cannot run is left out,
+with its reason.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts import gpu_peers
+from scripts.gpu_networks import NETWORKS, Inputs, export
+
 RUNS, WARM = 200, 20
-
-
-def vision(name: str) -> Callable[[int], tuple[Any, tuple[Any, ...]]]:
-    """A timm network."""
-
-    def make(batch: int) -> tuple[Any, tuple[Any, ...]]:
-        import timm
-        import torch
-
-        torch.manual_seed(0)
-        model = timm.create_model(name, pretrained=False).eval()
-        size = 224
-        return model, (torch.randn(batch, 3, size, size),)
-
-    return make
-
-
-def bert(batch: int) -> tuple[Any, tuple[Any, ...]]:
-    """BERT-base, 128 tokens."""
-    import torch
-    from transformers import BertConfig, BertModel
-
-    torch.manual_seed(0)
-    model = BertModel(BertConfig(), add_pooling_layer=False).eval()
-
-    class Hidden(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = model
-
-        def forward(self, ids: Any, mask: Any) -> Any:
-            return self.inner(input_ids=ids, attention_mask=mask).last_hidden_state
-
-    ids = torch.randint(0, 30000, (batch, 128))
-    return Hidden().eval(), (ids, torch.ones_like(ids))
-
-
-NETWORKS: dict[str, Callable[[int], tuple[Any, tuple[Any, ...]]]] = {
-    "resnet50": vision("resnet50"),
-    "vit_b16": vision("vit_base_patch16_224"),
-    "bert_base": bert,
-    "mobilenetv2": vision("mobilenetv2_100"),
-    "efficientnet_b0": vision("efficientnet_b0"),
-    "convnext_t": vision("convnext_tiny"),
-    "deit_t": vision("deit_tiny_patch16_224"),
-}
-
-
-def export(model: Any, inputs: tuple[Any, ...], folder: Path) -> Path:
-    """The ONNX file of a network, in float32."""
-    import torch
-
-    path = folder / "model.onnx"
-    names = [f"input{i}" for i in range(len(inputs))]
-    torch.onnx.export(
-        model, inputs, str(path), input_names=names, output_names=["y"], dynamo=False,
-        opset_version=17,
-    )  # fmt: skip
-    return path
+PEERS = ("compile", "onnxrt")
 
 
 def median(run: Callable[[], Any]) -> float:
@@ -97,78 +44,100 @@ def median(run: Callable[[], Any]) -> float:
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e3
+    return round(statistics.median(times) * 1e3, 4)
 
 
-def torch_compiled(model: Any, inputs: tuple[Any, ...]) -> tuple[float, Any]:
-    """torch.compile in its mode with CUDA graphs, float16: milliseconds and the result."""
+def bench(name: str, batch: int, precision: str, peers: list[str], count: int) -> dict[str, Any]:
+    """One network at one batch size."""
+    model, make = NETWORKS[name](batch)
+    samples = [make(seed) for seed in range(count)]
+    truth = exact(model, samples)
+    row: dict[str, Any] = {"network": name, "batch": batch}
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        row |= engine(model, samples, truth, precision, folder)
+        for peer in peers:
+            try:
+                row |= time_peer(peer, model, samples, truth, folder)
+            except Exception as err:
+                row[f"{peer}_failed"] = f"{type(err).__name__}: {err}"[:300]
+    found = [p for p in peers if f"{p}_ms" in row]
+    if found:
+        best = min(found, key=lambda p: row[f"{p}_ms"])
+        row["ratio"] = round(row["ms"] / row[f"{best}_ms"], 3)
+        row["error_ratio"] = round(row["error"] / row[f"{best}_error"], 3)
+    return row
+
+
+def exact(model: Any, samples: list[Inputs]) -> list[Any]:
+    """Results in float64."""
     import copy
 
     import torch
 
-    half = copy.deepcopy(model).cuda().half()
-    given = [x.cuda().half() if x.is_floating_point() else x.cuda() for x in inputs]
-    compiled = torch.compile(half, mode="reduce-overhead")
-
-    def run() -> Any:
-        with torch.no_grad():
-            result = compiled(*given)
-        torch.cuda.synchronize()
-        return result
-
-    took = median(run)
-    return took, run().float().cpu().numpy()
+    wide = copy.deepcopy(model).cuda().double()
+    results = []
+    with torch.no_grad():
+        for inputs in samples:
+            given = (x.cuda().double() if x.is_floating_point() else x.cuda() for x in inputs)
+            results.append(wide(*given).cpu().numpy())
+    return results
 
 
-def bench(name: str, batch: int, precision: str, peers: bool) -> dict[str, Any]:
-    """One network at one batch size."""
-    import torch
-
+def engine(
+    model: Any, samples: list[Inputs], truth: list[Any], precision: str, folder: Path
+) -> dict[str, Any]:
+    """Build, check and time the native engine."""
     from polytool import BuilderConfig, engine_from_onnx
 
-    model, inputs = NETWORKS[name](batch)
-    with torch.no_grad():
-        expected = model.cuda().double()(
-            *(x.cuda().double() if x.is_floating_point() else x.cuda() for x in inputs)
-        )
-        reference = expected.cpu().numpy()
-    model = model.float().cpu()
-    row: dict[str, Any] = {"network": name, "batch": batch}
-    with tempfile.TemporaryDirectory() as folder:
-        path = export(model, inputs, Path(folder))
-        feeds = {f"input{i}": x.numpy() for i, x in enumerate(inputs)}
-        start = time.perf_counter()
-        engine = engine_from_onnx(str(path), BuilderConfig(precision=precision, device="cuda"))
-        context = engine.create_execution_context()
-        (output,) = context.infer(feeds).values()
-        row["build_s"] = round(time.perf_counter() - start, 1)
-    row["error"] = error(output, reference)
-    program: Any = context._program
-    row["on_host"] = program.on_host
-    row["layers"] = len(engine.network.layers)
-    stretch = program.whole()
-    if stretch is not None:
-        row["launches"] = stretch.launches
-        row["arena_mb"] = round(stretch.arena_size / 1e6, 1)
-    row["memory"] = memory(context, model, inputs, precision)
-    given = {n: torch.from_numpy(x).cuda() for n, x in feeds.items()}
-    context.infer(given)
+    path = export(model, samples[0], folder / "model.onnx")
+    start = time.perf_counter()
+    built = engine_from_onnx(str(path), BuilderConfig(precision=precision, device="cuda"))
+    context = built.create_execution_context()
+    row: dict[str, Any] = {"build_s": round(time.perf_counter() - start, 1)}
+    given = {f"input{i}": x.cuda() for i, x in enumerate(samples[0])}
+    feeds = {n: x.cpu().numpy() for n, x in given.items()}
+    row["error"] = mean_error(((context.infer(named(s))["y"] for s in samples)), truth)
+    (same,) = context.infer(given).values()
+    row["same_on_device"] = bool(np.array_equal(same.cpu().numpy(), context.infer(feeds)["y"]))
+    row["ms"] = median(lambda: context.infer(given))
+    row["numpy_ms"] = median(lambda: context.infer(feeds))
     found = context._replays.find(given) if context._replays is not None else None
     if found is not None:
-        row["graph_ms"] = round(median(found[0].launcher(found[1])), 4)
-        turns = itertools.cycle([found[0].launcher(found[1]) for _ in range(2)])
-        row["two_graphs_ms"] = round(median(lambda: next(turns)()), 4)
-    row["torch_ms"] = round(median(lambda: context.infer(given)), 4)
-    (same,) = context.infer(given).values()
-    row["torch_same"] = bool(np.array_equal(same.cpu().numpy(), output))
-    row["infer_ms"] = round(median(lambda: context.infer(feeds)), 4)
-    if peers:
-        took, result = torch_compiled(model, inputs)
-        row["compile_ms"], row["compile_error"] = round(took, 4), error(result, reference)
-        if "graph_ms" in row:
-            row["ratio"] = round(row["graph_ms"] / took, 3)
+        row["graph_ms"] = median(found[0].launcher(found[1]))
+    program: Any = context._program
+    row["on_host"] = program.on_host
+    stretch = program.whole()
+    row["launches"] = stretch.launches if stretch is not None else None
+    row["memory"] = memory(context, model, samples[0], precision)
     context.close()
     return row
+
+
+def named(inputs: Inputs) -> dict[str, Any]:
+    """Feeds for the engine."""
+    return {f"input{i}": x.numpy() for i, x in enumerate(inputs)}
+
+
+def time_peer(
+    peer: str, model: Any, samples: list[Inputs], truth: list[Any], folder: Path
+) -> dict[str, Any]:
+    """Time and error of torch.compile or ONNX Runtime."""
+    if peer == "compile":
+        made = gpu_peers.torch_compile(model, samples[0])
+    else:
+        made = gpu_peers.onnxruntime_cuda(model, samples[0], folder)
+    took = median(made.run)
+    return {f"{peer}_ms": took, f"{peer}_error": mean_error(map(made.on, samples), truth)}
+
+
+def mean_error(results: Iterator[Any], truth: list[Any]) -> float:
+    """Mean relative L2."""
+    errors = []
+    for value, reference in zip(results, truth, strict=True):
+        a, r = np.asarray(value, np.float64), np.asarray(reference, np.float64)
+        errors.append(np.linalg.norm(a - r) / np.linalg.norm(r))
+    return float(f"{statistics.mean(errors):.3e}")
 
 
 def memory(context: Any, model: Any, inputs: tuple[Any, ...], precision: str) -> dict[str, Any]:
@@ -178,7 +147,9 @@ def memory(context: Any, model: Any, inputs: tuple[Any, ...], precision: str) ->
 
     config = BuilderConfig(precision=precision, device="cpu", optimize=False)
     with tempfile.TemporaryDirectory() as folder:
-        unfused = engine_from_onnx(str(export(model, inputs, Path(folder))), config).network
+        unfused = engine_from_onnx(
+            str(export(model, inputs, Path(folder) / "unfused.onnx")), config
+        ).network
         shapes = {f"input{i}": tuple(x.shape) for i, x in enumerate(inputs)}
         bound = liveness_bound(unfused, shapes)
     held = context.device_memory()
@@ -188,37 +159,61 @@ def memory(context: Any, model: Any, inputs: tuple[Any, ...], precision: str) ->
     return row
 
 
-def error(value: Any, reference: Any) -> float:
-    """Relative L2."""
-    a, r = np.asarray(value, np.float64), np.asarray(reference, np.float64)
-    return float(f"{np.linalg.norm(a - r) / np.linalg.norm(r):.2e}")
+def warm(names: list[str], batches: list[int]) -> None:
+    """Fill torch.compile's cache on disk, a process a network."""
+    code = (
+        "import sys; sys.path.insert(0, '.')\n"
+        "from scripts import gpu_networks, gpu_peers\n"
+        "model, make = gpu_networks.NETWORKS[sys.argv[1]](int(sys.argv[2]))\n"
+        "peer = gpu_peers.torch_compile(model, make(0))\n"
+        "[peer.run() for _ in range(3)]"
+    )
+    root = Path(__file__).resolve().parent.parent
+    work = [
+        subprocess.Popen([sys.executable, "-c", code, name, str(batch)], cwd=root)
+        for name in names
+        for batch in batches
+    ]
+    for process in work:
+        process.wait()
+
+
+COLUMNS = {
+    "network": "network", "batch": "batch", "ms": "native", "graph_ms": "graph",
+    "compile_ms": "torch.compile", "onnxrt_ms": "onnxruntime", "ratio": "to the best",
+    "error": "error", "error_ratio": "to the best", "build_s": "build s", "failed": "failed",
+}  # fmt: skip
 
 
 def main() -> int:
-    """Run what the command line asks for and print one line each."""
+    """Run what the command line asks for: a line of JSON each, and a table at the end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=list(NETWORKS))
     parser.add_argument("--batch", nargs="*", type=int, default=[1, 32])
     parser.add_argument("--precision", default="fp16")
-    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--peers", nargs="*", default=list(PEERS))
+    parser.add_argument("--inputs", type=int, default=10)
+    parser.add_argument("--warm", action="store_true")
     parser.add_argument("--json")
     options = parser.parse_args()
-    rows = []
+    if options.warm:
+        warm(options.only, options.batch)
+        return 0
+    rows: list[dict[str, Any]] = []
     for name in options.only:
         for batch in options.batch:
+            count = options.inputs if batch == 1 else 1
             try:
-                row = bench(name, batch, options.precision, not options.no_peers)
+                row = bench(name, batch, options.precision, options.peers, count)
             except Exception as err:
                 traceback.print_exc()
-                row = {
-                    "network": name,
-                    "batch": batch,
-                    "failed": f"{type(err).__name__}: {err}"[:300],
-                }
+                row = {"network": name, "batch": batch, "failed": f"{type(err).__name__}: {err}"}
             rows.append(row)
             print(json.dumps(row), flush=True)
-    if options.json:
-        Path(options.json).write_text(json.dumps(rows, indent=1))
+            if options.json:
+                Path(options.json).write_text(json.dumps(rows, indent=1))
+    table = [[row.get(key, "") for key in COLUMNS] for row in rows]
+    print(tabulate(table, list(COLUMNS.values())))
     return int(any("failed" in row for row in rows))
 
 

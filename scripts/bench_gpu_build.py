@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.bench_gpu import NETWORKS, export
+from scripts.gpu_networks import NETWORKS, export
 
 _BUILD = """
 import json, sys, time
@@ -61,8 +61,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             import numpy as np
 
-            model, inputs = NETWORKS[name](options.batch)
-            path = export(model, inputs, Path(folder))
+            model, make = NETWORKS[name](options.batch)
+            inputs = make(0)
+            path = export(model, inputs, Path(folder) / "model.onnx")
             feeds = {f"input{i}": x.numpy() for i, x in enumerate(inputs)}
             np.savez(Path(folder) / "feeds.npz", **feeds)
             for kind in ("cold", "warm", "load"):

@@ -33,7 +33,7 @@ from polytool.backends.native.builder import Prepared, prepared
 from polytool.backends.native.oracle import NativeOracle
 from polytool.comparators.judge import relative_l2
 from polytool.comparators.slices import plan_slices
-from scripts import made_models
+from scripts import gpu_networks, made_models
 
 MARK = 0.9
 Case = tuple[Any, dict[str, Any]]
@@ -48,12 +48,11 @@ def light(name: str) -> Case:
 
 
 def exported(name: str) -> Case:
-    """A network of `bench_gpu.py`."""
-    import bench_gpu
-
-    network, inputs = bench_gpu.NETWORKS[name](1)
+    """A network of `gpu_networks.py`."""
+    network, make = gpu_networks.NETWORKS[name](1)
+    inputs = make(0)
     with tempfile.TemporaryDirectory() as folder:
-        proto = onnx.load(bench_gpu.export(network, inputs, Path(folder)))
+        proto = onnx.load(gpu_networks.export(network, inputs, Path(folder) / "model.onnx"))
     return proto, {f"input{i}": x.numpy() for i, x in enumerate(inputs)}
 
 
