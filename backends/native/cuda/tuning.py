@@ -11,7 +11,7 @@ import dataclasses
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import polytool
 from polytool.backends.native.config import TACTIC_SOURCES, BuilderConfig
@@ -219,12 +219,21 @@ class Tuning:
         if len(step.plans) > 1:
             assert step.signature is not None
             with _measuring:
-                times = time_candidates(step, addresses, self.device, stream)
-            self.cache.keep(self.stamp, step.signature, times, self._sources())
+                times = self._timed(step)  # by another context, while this one waited
+                if times is None:
+                    times = time_candidates(step, addresses, self.device, stream)
+                    self.cache.keep(self.stamp, step.signature, times, self._sources())
             best = min(step.plans, key=lambda p: times[p.name])
             self._keep(step, place, best.name, tune=True)
             return best
         return step.plans[0]
+
+    def _timed(self, step: Step) -> Mapping[str, float] | None:
+        """The times of the candidates that are left, where all are known by now."""
+        assert step.signature is not None
+        times = self.cache.find(self.stamp, step.signature)
+        known = times is not None and times.covers(_names(step.plans), ())
+        return times.milliseconds if times is not None and known else None
 
 
 def section_for(device: driver.Device, sections: Sequence[DeviceSection]) -> DeviceSection | None:
