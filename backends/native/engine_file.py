@@ -29,7 +29,7 @@ from polytool.backends.native.device_section import read_section
 from polytool.backends.native.engine import Engine
 from polytool.backends.native.network import Constant
 from polytool.backends.native.plan import PlanReader, PlanWriter, as_text, check_order
-from polytool.errors import ModelError, RunnerError
+from polytool.errors import ModelError, RunnerError, UsageError
 from polytool.files import DataFile, replacing, write_all
 from polytool.tensors import DType
 
@@ -176,9 +176,17 @@ def _for_this_device(engine: Engine) -> tuple[str, ...]:
 
 
 def _config(data: dict[str, Any]) -> BuilderConfig:
-    if not isinstance(data["layer_precisions"], dict):  # a text would be taken for a path
-        raise TypeError("layer_precisions is no object")
-    return BuilderConfig.from_json(data)
+    # what names a path would be read: an engine file must not choose which files are
+    if not isinstance(data["layer_precisions"], dict) or {"timing_cache", "tactics"} & set(data):
+        raise TypeError("the configuration refers to other files")
+    try:
+        config = BuilderConfig.from_json(data)
+    except UsageError as err:
+        raise ValueError(str(err)) from err
+    limit = config.workspace_limit
+    if limit is not None and not isinstance(limit, int):
+        raise TypeError("the workspace limit is no number")
+    return config
 
 
 class _Constants:

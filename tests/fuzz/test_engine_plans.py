@@ -77,6 +77,13 @@ CHANGES = {
         t for t in p["tensors"] if "constant" in t
     ).update(shape=[4]),
     "a tensor index that is true": lambda p: p["network"].update(outputs=[True, 1]),
+    "a configuration that names a file": lambda p: p["config"].update(timing_cache="/etc/passwd"),
+    "tactics from a file": lambda p: p["config"].update(tactics="/etc/passwd"),
+    "an unknown tactic source": lambda p: p["config"].update(tactic_sources="nvrtc"),
+    "a workspace limit that is a text": lambda p: p["config"].update(workspace_limit="1G"),
+    "a level that is none": lambda p: p["config"].update(builder_optimization_level=9),
+    "devices that are no list": lambda p: p.update(devices=5),
+    "a device without kernels": lambda p: p.update(devices=[{"stamp": {"device": "a"}}]),
     "a layer without nodes": lambda p: layer(p, 0).update(nodes=[]),
     "a layer that stores an input": lambda p: layer(p, 0).update(outputs=[0]),
     "layers in the wrong order": lambda p: p["network"]["layers"].reverse(),
