@@ -114,13 +114,13 @@ def check(seed: int) -> Report:
 
 
 def test_random_loops_stay_the_same() -> None:
-    done = sum((check(seed).done for seed in range(60)), Report().done)
+    done = sum((check(seed).done for seed in range(40)), Report().done)
     for what in (
         "loops with a constant number of iterations unrolled",
         "unchanged states taken out of loops",
         "unread results of If, Loop and Scan dropped",
     ):
-        assert done[what] > 5, done
+        assert done[what] > 3, done
 
 
 @pytest.mark.slow
