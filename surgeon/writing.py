@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from polytool.surgeon.graph import Workspace
 
 _FIRST_IR_WITH_FREE_INITIALIZERS = 4
+_MADE_UP = "unk__"
 
 
 def write(workspace: Workspace, *, bare: bool = False) -> onnx.ModelProto:
@@ -85,9 +86,7 @@ def _add_refined(graph: Graph, proto: onnx.GraphProto) -> None:
     for value in graph.workspace.refined:
         if value.graph is graph and value.producer is not None and value.type is not None:
             info = proto.value_info.add(name=value.name, type=value.type.proto)
-            for dim in info.type.tensor_type.shape.dim:
-                if dim.dim_param.startswith("unk__"):  # inference makes up other ones each time
-                    dim.ClearField("dim_param")
+            _forget_made_up(info)
 
 
 def _defined(graph: Graph) -> Iterable[Value]:
@@ -157,7 +156,15 @@ def _output_info(value: Value, info: ValueInfoProto) -> ValueInfoProto:
     copy.name = value.name
     if missing and value.type is not None:
         copy.type.CopyFrom(value.type.proto)
+        _forget_made_up(copy)
     return copy
+
+
+def _forget_made_up(info: ValueInfoProto) -> None:
+    """Leave out symbols of inference, which makes up other ones each time."""
+    for dim in info.type.tensor_type.shape.dim:
+        if dim.dim_param.startswith(_MADE_UP):
+            dim.ClearField("dim_param")
 
 
 def _says_less(declared: onnx.TypeProto, known: Type) -> bool:
@@ -177,6 +184,8 @@ def _add_value_info(proto: onnx.GraphProto, value: Value, info: ValueInfoProto |
         proto.value_info.append(_info(value, info))
     else:
         proto.value_info.add(name=value.name, type=value.type.proto)
+    if value.shape is not None and any(str(d).startswith(_MADE_UP) for d in value.shape):
+        _forget_made_up(proto.value_info[-1])
 
 
 def write_node(node: Node) -> NodeProto:

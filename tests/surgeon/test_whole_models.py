@@ -129,6 +129,9 @@ def test_real_models_give_the_same_results(
     result = simplify(model.path, report=report, weights=not model.quantized)
     assert check_structure(result) == ""
     assert sum(1 for _ in nodes(result.proto.graph.node)) <= FEWEST[name]
+    again = Report()
+    simplify(result, report=again, weights=not model.quantized)
+    assert not again.done
     source = result.session_source()
     before = session(str(model.path))  # type: ignore[arg-type]  # a path or bytes
     after = session(source)  # type: ignore[arg-type]  # a path or bytes
