@@ -297,7 +297,8 @@ class CudaProgram:
     def _fallback(self, layer: Layer, reason: str) -> _Single:
         """Run one layer with its CPU tactic on copies."""
         if layer.name not in self.on_host:
-            _LOG.warning("layer %r runs on the host: %s", layer.name, reason)
+            level = logging.INFO if self.on_host else logging.WARNING  # once is enough
+            _LOG.log(level, "layer %r runs on the host: %s", layer.name, reason)
         self.on_host[layer.name] = reason
         program: list[Program] = []
 
