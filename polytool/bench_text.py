@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -106,8 +107,11 @@ def _layers(timing: Timing) -> str:
     best = sorted(kinds.items(), key=lambda item: -item[1])[:5]
     said = ", ".join(f"{kind} {100 * seconds / total:.0f} %" for kind, seconds in best)
     each = total / timing.profiled
+    together = [phases["compute"] for phases in timing.phases if "compute" in phases]
+    both = f", {_time(statistics.median(together))} without events between" if together else ""
     lines = [
-        f"{timing.name} layer by layer: {len(ranked)} layers, {_time(each)} an inference: {said}",
+        f"{timing.name} layer by layer: {len(ranked)} layers, {_time(each)} an inference{both}: "
+        f"{said}",
         table(rows, [unit, "share", "kind", "kernels", "nodes"], align="rrlll"),
     ]
     if hidden:

@@ -155,7 +155,8 @@ def _with_batch(request: Any, runner: Any, batch: int) -> Any:
     from polytool.feed_shapes import resolve_shapes
 
     shapes = resolve_shapes(runner.inputs, request.shapes, batch=batch)
-    if batch != 1 and shapes == resolve_shapes(runner.inputs, request.shapes):
+    said = {sizes[0] for sizes in request.shapes.values() if sizes}
+    if batch != 1 and said != {batch} and shapes == resolve_shapes(runner.inputs, request.shapes):
         raise errors.UsageError(
             f"--batch {batch} has no effect: no input leaves its batch open; give --input-shapes, "
             "or change the model with surgeon sanitize --override-input-shapes"

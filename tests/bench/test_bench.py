@@ -120,6 +120,12 @@ def test_one_runner_with_layers_as_text() -> None:
     assert max(map(len, done.stdout.splitlines())) <= 110
 
 
+def test_a_batch_may_be_said_twice() -> None:
+    done = bench("m.onnx", *FAST, "--batch", "4", "--input-shapes", "x:[4,8]", "--json")
+    (runner,) = json.loads(done.stdout)["runners"]
+    assert runner["items_per_second"] == pytest.approx(4 * runner["throughput"])
+
+
 def test_an_engine_is_saved_and_loaded_by_trtexecs_names() -> None:
     assert bench("--onnx=m.onnx", "--saveEngine=m.engine", "--fp16", *FAST).returncode == 0
     done = bench("--loadEngine=m.engine", "--shapes=x:2x8", *FAST, "--json")

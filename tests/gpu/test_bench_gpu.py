@@ -63,6 +63,13 @@ def test_inputs_that_stay_on_the_device(runner: NativeRunner) -> None:
     assert set(runner.phases(there)) == {"compute", "enqueue"}
 
 
+def test_streams_run_in_threads_of_their_own(runner: NativeRunner) -> None:
+    watch = Stopwatch(runner, [FEEDS], streams=3)
+    watch.first()
+    assert {i.stream for i in watch.turn(0.0, 9).inferences} == {0, 1, 2}
+    watch.close()
+
+
 def test_memory_on_the_device(runner: NativeRunner) -> None:
     runner.infer(FEEDS)
     memory = runner.device_memory()

@@ -22,6 +22,7 @@ class TimedGraph:
 
     def __init__(self, groups: Sequence[Sequence[Launchable]], stream: int) -> None:
         self._stream = stream
+        groups = [*groups, ()]  # the last tells what an event alone takes
         self._events = [driver.create_event() for _ in range(len(groups) + 1)]
         with driver.Graph.capture(stream) as self._graph:
             driver.record_in_graph(self._events[0], stream)
@@ -35,7 +36,7 @@ class TimedGraph:
 
         Returns:
             When it began, as `time.perf_counter` tells it, and of each group how long after that it
-            began and how long it took, in seconds.
+            began and how long it took, in seconds, without what its event took.
         """
         driver.synchronize(self._stream)
         begin = time.perf_counter()
@@ -43,7 +44,9 @@ class TimedGraph:
         driver.synchronize(self._stream)
         first = self._events[0]
         after = [driver.elapsed(first, event) / 1e3 for event in self._events]
-        return begin, [(start, end - start) for start, end in itertools.pairwise(after)]
+        *spans, empty = itertools.pairwise(after)
+        least = empty[1] - empty[0]
+        return begin, [(start, max(end - start - least, 0.0)) for start, end in spans]
 
     def close(self) -> None:
         """Free the graph and its events."""
