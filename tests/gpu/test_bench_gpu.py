@@ -31,6 +31,7 @@ def runner(request: pytest.FixtureRequest) -> Iterator[NativeRunner]:
     made.activate()
     yield made
     made.deactivate()
+    made.engine.weights.close()
 
 
 def test_the_parts_of_an_inference(runner: NativeRunner) -> None:
