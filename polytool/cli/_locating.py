@@ -14,6 +14,7 @@ from polytool.cli.output import note
 if TYPE_CHECKING:
     from polytool.comparators.findings import Location
 
+_SHOWN = 12  # reasons why something was not checked
 _DEFAULT_TARGET = "snr>=40"
 
 
@@ -74,6 +75,10 @@ def run_locate(
     )
     if sys.stderr.isatty():
         click.echo("\r\033[K", err=True, nl=False)
+    for text in found.not_checked[:_SHOWN]:
+        note(f"not checked: {text}")
+    if len(found.not_checked) > _SHOWN:
+        note(f"not checked: {len(found.not_checked) - _SHOWN} more (--json lists them)")
     if fix is not None and found.fix is not None and found.fix["layer_precisions"] is not None:
         _write(fix, {"layer_precisions": found.fix["layer_precisions"]})
     return found

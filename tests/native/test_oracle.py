@@ -5,6 +5,7 @@ import onnx
 import onnx.parser
 import pytest
 
+from polytool.backends.native import oracle as native_oracle
 from polytool.backends.native.oracle import NativeOracle
 from polytool.errors import UsageError
 
@@ -59,3 +60,12 @@ def test_noise_spares_exponents():
     x = np.float32([-1, -2, 3, -4])
     noisy = NativeOracle(proto).evaluate({"x": x}, ["y"], noise=2.0**-20)["y"]
     assert np.isfinite(noisy).all() and not np.array_equal(noisy, x**2)
+
+
+def test_slices_too_heavy_to_be_kept_give_the_same(monkeypatch):
+    x = RNG.random((2, 3)).astype(np.float32)
+    usual = [oracle().evaluate({"x": x}, ["q"], noise=n)["q"] for n in (0.0, 2.0**-20)]
+    monkeypatch.setattr(native_oracle, "_CACHED", 0)
+    heavy = [oracle().evaluate({"x": x}, ["q"], noise=n)["q"] for n in (0.0, 2.0**-20)]
+    for one, other in zip(usual, heavy, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polytool.cli import _runners, _tactics, options
-from polytool.cli.output import note, result
+from polytool.cli.output import result
 
 
 @options.command()
@@ -78,8 +78,6 @@ def locate(
         external_data_dir,
         report,
     )
-    for text in found.not_checked:
-        note(f"not checked: {text}")
     if report is not None:
         from polytool.reporting import save_report
 
