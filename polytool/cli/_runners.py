@@ -139,6 +139,7 @@ def builder(function: F) -> F:
     shapes = [
         options.option(
             f"--native-{end}-shapes",
+            f"--{end}Shapes",
             f"{end}_shapes",
             several=True,
             metavar="NAME:SHAPE",
@@ -335,12 +336,13 @@ def _groups(texts: Sequence[str]) -> list[Shapes]:
     groups: list[Shapes] = []
     for text in texts:
         try:
-            ((name, sizes),) = parse_shapes([text]).items()
+            shapes = parse_shapes([text])
         except UsageError as err:
             raise click.UsageError(str(err)) from err
-        if not groups or name in groups[-1]:
-            groups.append({})
-        groups[-1][name] = sizes
+        for name, sizes in shapes.items():
+            if not groups or name in groups[-1]:
+                groups.append({})
+            groups[-1][name] = sizes
     return groups
 
 

@@ -80,8 +80,10 @@ _DECIDING = (
     ),
     options.option(
         "--use-cuda-graph/--no-cuda-graph",
+        "--useCudaGraph",
         "cuda_graph",
         default=True,
+        show_default=False,
         help="Launch known shapes on a GPU as one CUDA graph.  [on]",
     ),
     options.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import json
 import re
@@ -56,7 +57,8 @@ OTHERS = """native onnxrt oracle runner optimization-profile providers execution
     provider-options graph-optimization-level save-timing-cache save-tactics save-tactic-replay
     load-tactic-replay save-engine save-inputs save-outputs save-results load-outputs load-results
     onnx-outputs onnx-exclude-outputs onnx-outputs-by-type warm-up check-bounds report json
-    ignore-external-data verbose quiet log-file use-cuda-graph loadInputs shapes"""
+    ignore-external-data verbose quiet log-file use-cuda-graph useCudaGraph loadInputs
+    shapes minShapes optShapes maxShapes"""
 
 JUDGING = "thresh|toler|tol$|compar|check|postproc|accuracy|validate|fail-fast|quantile|infinit"
 
@@ -105,6 +107,10 @@ def test_every_option_of_run_is_accounted_for() -> None:
     assert set(DECIDING) <= names(locate)
 
 
+class Stop(Exception):
+    """The proposed command was read; it need not run."""
+
+
 @pytest.mark.parametrize("flag", [f for f in DECIDING if f not in PROFILE[1:]])
 def test_what_decides_data_or_engine_is_repeated(
     flag: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -126,24 +132,25 @@ def test_what_decides_data_or_engine_is_repeated(
     words = proposed(monkeypatch, capfd, "--oracle", "--native", *args, "--report", "r.html")
     assert words[:3] == ["debug", "locate", "m.onnx"]
     assert "--report" not in words
-    calls: list[tuple[Any, ...]] = []
-
-    class Stop(Exception):
-        pass
+    calls: list[dict[str, Any]] = []
+    signature = inspect.signature(_locating.run_locate)
 
     def record(*call: Any) -> None:
-        calls.append(call)
+        calls.append(signature.bind(*call).arguments)
         raise Stop
 
     monkeypatch.setattr(_locating, "run_locate", record)
     main(words)
-    ((model, options, feeds, against, engine, *_, external),) = calls
+    (call,) = calls
     (request,) = requests
     wanted = {k: v for k, v in request.options["native"].items() if k != "optimization_profile"}
-    assert (model, against, engine, external) == (
-        "m.onnx", "oracle", request.engine, request.external_data_dir
-    )  # fmt: skip
-    assert options == wanted
+    assert (call["model"], call["against"]) == ("m.onnx", "oracle")
+    assert (call["engine"], call["external_data_dir"]) == (
+        request.engine,
+        request.external_data_dir,
+    )
+    assert call["building"] == wanted
+    feeds = call["feeds"]
     shapes = dict(feeds.input_shapes)
     assert dict(request.shapes).items() <= shapes.items()
     assert dataclasses.replace(feeds, input_shapes={}) == dataclasses.replace(

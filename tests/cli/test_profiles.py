@@ -69,6 +69,17 @@ def test_an_engine_keeps_its_profiles_and_its_choice_of_graphs(call: Any) -> Non
     assert json.loads(out)["inputs"] == {"x": "float32[9, 20]"}
 
 
+def test_profiles_as_trtexec_writes_them(call: Any) -> None:
+    profile = ["--minShapes=x:1x4,z:1x4", "--optShapes=x:2x6,z:2x6", "--maxShapes=x:4x8,z:4x8"]
+    text = (
+        '<ir_version: 9, opset_import: ["": 18]> g (float[n,c] x, float[n,c] z) => (float[n,c] y) '
+        "{ y = Add(x, z) }"
+    )
+    Path("two.onnx").write_bytes(parse_model(text).SerializeToString())
+    out, _ = call("bench", "--onnx=two.onnx", *profile, "--useCudaGraph", *QUICK, "--json")
+    assert json.loads(out)["inputs"] == {"x": "float32[2, 6]", "z": "float32[2, 6]"}
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [(BOTH, "has 2 optimization profiles (0 to 1)"), ([], "has 0 optimization profiles")],
