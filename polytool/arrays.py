@@ -209,9 +209,9 @@ def saturated(value: Array, dtype: DType) -> Array:
     """
     with np.errstate(over="ignore"):
         cast = value.astype(dtype.numpy)
-        lost = np.isinf(cast) & np.isfinite(value)
-        if not lost.any():
+        if value.size and not beyond(value, largest(dtype)):
             return cast
+        lost = np.isinf(cast) & np.isfinite(value)
         return np.where(lost, np.copysign(largest(dtype), value).astype(dtype.numpy), cast)
 
 
@@ -219,7 +219,12 @@ def overflows(value: Array, dtype: DType) -> bool:
     """Whether `value` has finite numbers beyond the range of `dtype`."""
     limit, flat = largest(dtype), value.reshape(-1)
     blocks = (flat[i : i + _BLOCK] for i in range(0, flat.size, _BLOCK))
-    return any((np.abs(b[np.isfinite(b)]) > limit).any() for b in blocks)
+    return any(beyond(b, limit) and (np.abs(b[np.isfinite(b)]) > limit).any() for b in blocks)
+
+
+def beyond(value: Array, limit: float) -> bool:
+    """Whether an array that is not empty has a number beyond `limit`, infinity, or NaN."""
+    return not (-limit <= value.min() and value.max() <= limit)
 
 
 def largest(dtype: DType) -> float:

@@ -95,7 +95,10 @@ class DataFile:
         """A copy of a stretch, without leaving it mapped."""
         if self._fd is None:
             return self.view[offset : offset + length]
-        out = bytearray()
+        whole = os.pread(self._fd, length, offset)
+        if len(whole) == length:
+            return whole
+        out = bytearray(whole)
         while len(out) < length:
             block = os.pread(self._fd, length - len(out), offset + len(out))
             if not block:

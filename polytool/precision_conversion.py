@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polytool.arrays import largest, overflows
+from polytool.arrays import Array, largest, overflows
 from polytool.errors import ModelError, PolytoolError, UnsupportedError, UsageError
 from polytool.files import StrPath
 from polytool.tensors import DType
@@ -149,7 +149,7 @@ def convert_precision(
     place_on_host(network, config)
     _complete_types(workspace, network)
     extents, measured = _extents(base, precision, feeds, measure)
-    kept = _out_of_range(network, config, extents)
+    kept = _out_of_range(network, config, extents, _Weights(base))
     result = lower_precision(network, config)
     notes = [n for n in result.notes if n.startswith("layer precision")]
     kept.update((k.node, k) for k in _refusals(result.refused))
@@ -239,7 +239,33 @@ def _extents(
     return {}, f"not measured: {reason}"
 
 
-def _out_of_range(network: Network, config: BuilderConfig, extents: Extents) -> dict[str, Kept]:
+class _Weights:
+    """The values of constants: large ones are read when they are looked at, and let go of then."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._tensors = {t.name: t for t in model.proto.graph.initializer}
+        self._known: dict[tuple[Tensor, DType], bool] = {}
+
+    def overflow(self, tensor: Tensor, dtype: DType) -> bool:
+        """Whether a constant has finite numbers beyond the range of `dtype`."""
+        if (tensor, dtype) not in self._known:
+            self._known[tensor, dtype] = overflows(self._array(tensor), dtype)
+        return self._known[tensor, dtype]
+
+    def _array(self, tensor: Tensor) -> Array:
+        name = tensor.value_of.tensor if tensor.value_of is not None else ""
+        if name in self._tensors:
+            from polytool.surgeon.precision import read
+
+            return read(self._model, self._tensors[name])
+        assert tensor.constant is not None
+        return tensor.constant.array()
+
+
+def _out_of_range(
+    network: Network, config: BuilderConfig, extents: Extents, weights: _Weights
+) -> dict[str, Kept]:
     """By label the nodes that would read or compute numbers beyond their type."""
     from polytool.backends.native.numerics import PRECISIONS as TYPES
     from polytool.backends.native.passes.precision import precision_of
@@ -254,19 +280,19 @@ def _out_of_range(network: Network, config: BuilderConfig, extents: Extents) -> 
                 continue
             if dtype not in masks:
                 masks[dtype] = Masks(network, extents, largest(dtype))
-            if reason := _beyond(node, dtype, masks[dtype]):
+            if reason := _beyond(node, dtype, masks[dtype], weights):
                 kept[node.sources[0]] = reason
     return kept
 
 
-def _beyond(node: EngineNode, dtype: DType, masks: Masks) -> Kept | None:
+def _beyond(node: EngineNode, dtype: DType, masks: Masks, weights: _Weights) -> Kept | None:
     """Why `node` must not be lowered to `dtype`; None where nothing speaks against it."""
     for tensor in chain(node.inputs, node.outputs):
         if tensor is None or tensor.dtype is not DType.FLOAT:
             continue
         if tensor.constant is not None:
-            value = tensor.constant.array()
-            if overflows(value, dtype) and not _masks(node, tensor, masks):
+            if weights.overflow(tensor, dtype) and not _masks(node, tensor, masks):
+                value = tensor.constant.array()
                 reason = f"because a constant does not fit {dtype.label}"
                 return Kept(node.sources[0], reason, float(abs(value).max()))
         elif reach := _reach(tensor, masks):

@@ -14,9 +14,11 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
+import numpy as np
 import onnx
 
-from polytool.arrays import overflows, saturated, to_tensor
+from polytool.arrays import Array, overflows, saturated, to_tensor
+from polytool.model import Model
 from polytool.surgeon.graph import Graph, Node, Value, Workspace
 from polytool.surgeon.report import Report
 from polytool.surgeon.types import Type, type_proto
@@ -350,7 +352,7 @@ class _Writer:
         name = f"{value.name}_{dtype.label}"
         tensor = source.constant
         if tensor is not None:
-            array = self.workspace.model.array(tensor)
+            array = read(self.workspace.model, tensor)
             if overflows(array, dtype):
                 self.notes.append(
                     f"constant {value.name!r} has values beyond {dtype.label}, which become its "
@@ -378,6 +380,14 @@ class _Writer:
         tensor = given if given is not None else onnx.helper.make_tensor("", 1, [1], [0.0])
         array = self.workspace.model.array(tensor)
         node.set_attributes(value=to_tensor(saturated(array, dtype), "", dtype))
+
+
+def read(model: Model, tensor: onnx.TensorProto) -> Array:
+    """The value of a tensor, read and not mapped: once it is let go of, it takes no memory."""
+    dtype = DType(tensor.data_type)
+    if model.locate(tensor) is None or dtype.bits < 8 or dtype is DType.STRING:
+        return model.array(tensor)
+    return np.frombuffer(model.raw(tensor), dtype.numpy).reshape(tuple(tensor.dims))
 
 
 def _set_type(value: Value, dtype: DType) -> None:
