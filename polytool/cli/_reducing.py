@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,8 +101,16 @@ def inputs_path(path: str) -> str:
     return str(Path(path).with_suffix(".inputs.npz"))
 
 
+# Flags of the data, which the reduced model has beside it, and of what is written.
+_NOT_REPEATED = ("--input-shapes", "--val-range", "--seed", "--iterations", "--load-inputs",
+                 "--data-loader-script", "--save-inputs", "--json", "-v", "-q", "--verbose",
+                 "--quiet", "--log-file")  # fmt: skip
+
+
 def show(found: Reduced, output: str) -> str:
-    """What remains, and how to run it."""
+    """What remains, and how to run it as it was compared."""
+    from polytool.cli.run import run
+
     count = len(found.nodes)
     lines = [
         f"{click.style(str(count), bold=True)} node{'s' * (count != 1)} still fail"
@@ -110,8 +119,9 @@ def show(found: Reduced, output: str) -> str:
     ]
     if count > 20:
         lines.append(f"  ... and {count - 20} more")
-    lines.append(
-        f"written to {output}; run it on its real inputs with: "
-        f"polytool run {output} --load-inputs {inputs_path(output)} --native --onnxrt"
-    )
+    flags = options.words_for(run, without=_NOT_REPEATED)
+    if not {"--native", "--onnxrt", "--runner"}.intersection(flags):  # --check did the comparing
+        flags += ["--native", "--onnxrt"]
+    command = ["polytool", "run", output, "--load-inputs", inputs_path(output), *flags]
+    lines.append(f"written to {output}; run it on its real inputs with: {shlex.join(command)}")
     return "\n".join(lines)

@@ -128,6 +128,21 @@ def test_the_command_reduces_by_a_command(tmp_path):
     assert run.returncode == 0, run.stderr
 
 
+def test_the_command_that_is_shown_fails_as_the_whole_model_does(tmp_path):
+    proto = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["" : 18]> g (float[1,4] x) => (float[1,4] y)
+        { a = Neg(x) s = Mul(a, a) t = ReduceMax <keepdims = 1> (s) y = Div(s, t) }"""
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=np.float32([[1, 300, 2, 3]]))
+    words = ["debug", "reduce", "m.onnx", "-o", "small.onnx", "--native", "--fp16", "--onnxrt"]
+    done = polytool(*words, "--rtol", "0.01", "--load-inputs", "x.npz", cwd=tmp_path)
+    assert done.returncode == 0 and "Mul:s" in done.stdout, done.stderr
+    _, _, shown = done.stdout.partition("run it on its real inputs with: polytool ")
+    assert "--fp16" in shown and "--rtol 0.01" in shown
+    assert polytool(*shown.split(), cwd=tmp_path).returncode == 1
+
+
 def test_repeat_sorts_what_a_flaky_command_leaves(tmp_path):
     (tmp_path / "flaky.py").write_text(
         "import pathlib, sys; c = pathlib.Path('count'); n = len(c.read_text()) if c.exists() "
