@@ -232,6 +232,26 @@ def exchange_operator(rng: random.Random, model: onnx.ModelProto, corpus: Corpus
         node.attribute.extend(other.attribute)
 
 
+@mutation(1)
+def any_operator(rng: random.Random, model: onnx.ModelProto, _: Corpus) -> None:
+    """An operator of those that the engine has, also those without a conformance case."""
+    from polytool.backends.native.ops.registry import all_operators
+
+    _, node = _node(rng, model)
+    operator = rng.choice(all_operators())
+    node.op_type, node.domain = operator.name, operator.domain
+    if operator.domain and operator.domain not in {o.domain for o in model.opset_import}:
+        model.opset_import.add(domain=operator.domain, version=operator.since)
+    node.ClearField("attribute")
+    for name in sorted(operator.wants):
+        if rng.random() < 0.5:
+            value = rng.choice([0, 1, 2, 8, -1, 0.5, "x", [1, 2], [0.5], 10**9])
+            node.attribute.append(helper.make_attribute(name, value))
+    names = [*_names(model.graph), ""]
+    while names and len(node.input) < rng.randrange(8):
+        node.input.append(rng.choice(names))
+
+
 @mutation(2)
 def graft(rng: random.Random, model: onnx.ModelProto, corpus: Corpus) -> None:
     """A node of another model, reading and feeding tensors of this one."""

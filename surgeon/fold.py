@@ -200,7 +200,10 @@ def predicted_bytes(node: Node, inputs: Sequence[Any]) -> int | None:
             continue
         shape, dtype = value.shape, value.dtype
         if shape is None or dtype is None or not all(isinstance(d, int) for d in shape):
-            return _growing(node, inputs)
+            try:
+                return _growing(node, inputs)
+            except (TypeError, ValueError, IndexError, OverflowError):
+                return None  # inputs that the operator does not take: computing it will say so
         total += packed_size(dtype, tuple(int(d) for d in shape if isinstance(d, int)))
     return total
 

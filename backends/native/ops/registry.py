@@ -30,7 +30,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from typing import Any
@@ -61,10 +61,11 @@ class Operator:
         """The names of the keyword parameters: attributes, `n_outputs`, `out_dtypes` ..."""
         return _keywords(self.function)
 
-    def misfit(self, inputs: Sequence[Any], attributes: Iterable[str]) -> str | None:
+    def misfit(self, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> str | None:
         """Why it cannot be called with these inputs (None is absent) and attributes, or None."""
         given = tuple(x is not None for x in inputs)
-        return _misfit(self.function, given, frozenset(attributes) & self.wants)
+        kinds = frozenset((k, type(v)) for k, v in attributes.items() if k in self.wants)
+        return _misfit(self.function, given, kinds)
 
 
 @dataclass
@@ -264,12 +265,15 @@ def _keywords(function: Function) -> frozenset[str]:
     return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
+_KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,)}
 _FILLED_IN = frozenset({"n_outputs", "out_dtypes", "in_dtypes"})  # by the executor
 
 
 @cache
-def _misfit(function: Function, given: tuple[bool, ...], attributes: frozenset[str]) -> str | None:
-    names = attributes | (_keywords(function) & _FILLED_IN)
+def _misfit(
+    function: Function, given: tuple[bool, ...], attributes: frozenset[tuple[str, type]]
+) -> str | None:
+    names = {name for name, _ in attributes} | (_keywords(function) & _FILLED_IN)
     signature = inspect.signature(function)
     try:
         signature.bind(None, *given, **dict.fromkeys(names))
@@ -279,4 +283,8 @@ def _misfit(function: Function, given: tuple[bool, ...], attributes: frozenset[s
     for formal, is_given in zip(formals, given, strict=False):
         if not is_given and "None" not in str(formal.annotation):
             return f"its input {formal.name!r} is left out"
+    for name, kind in attributes:
+        annotation = str(signature.parameters[name].annotation).removesuffix(" | None")
+        if kind not in _KINDS.get(annotation, (kind,)):
+            return f"its attribute {name!r} is no {annotation}"
     return None

@@ -1,7 +1,8 @@
 """Attention: scores, softmax in place, values; one head or all at a time.
 
-In float16 and bfloat16 it rounds where the GPU's kernel does: exponentials, whose sum is taken
-before, are rounded when they multiply V, and the product is divided by the sum.
+Lowered to float16 or bfloat16 it rounds where the GPU's kernel does: exponentials, whose sum is
+taken before, are rounded when they multiply V, and the product is divided by the sum. An operator
+that the model itself declares in these types goes by the standard, which leaves that open.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from polytool.tensors import DType
 
 Array = np.ndarray[Any, Any]
 _PLAIN = {"scale", "q_num_heads", "kv_num_heads", "softmax_precision", "qk_matmul_output_mode"}
-# How the types that are stored as float32 are rounded.
-_STORED = {DType.FLOAT: None, DType.FLOAT16: round_float16, DType.BFLOAT16: round_bfloat16}
+# By precision: the type of queries, keys, values and mask, and how exponentials are rounded.
+_STORED_AS = {"fp32": DType.FLOAT, "fp16": DType.FLOAT16, "bf16": DType.BFLOAT16}
+_ROUNDED = {"fp32": None, "fp16": round_float16, "bf16": round_bfloat16}
 # Scores up to which all heads are computed at once, in one thread.
 _SMALL = 1 << 16
 
@@ -38,13 +40,13 @@ class Attention(Tactic):
         node = only_node(layer)
         if node is None or node.domain or node.op != "Attention" or mode.wide:
             return False
-        if node.precision == "tf32" or len(layer.outputs) != 1 or not _is_plain(node):
+        stored = _STORED_AS.get(node.precision)
+        if stored is None or len(layer.outputs) != 1 or not _is_plain(node):
             return False
         return all(
             t is not None
             and t.constant is None
-            and t.dtype in _STORED
-            and t.dtype is node.inputs[0].dtype  # type: ignore[union-attr]  # the first of all
+            and t.dtype is stored
             and t.shape is not None
             and (len(t.shape) == 4 or i == 3)
             for i, t in enumerate(node.inputs)
@@ -55,8 +57,7 @@ class Attention(Tactic):
         places = [layer.inputs.index(t) for t in node.inputs if t is not None]
         scale = node.attrs.get("scale")
         fallback = Generic().compile(layer, mode)
-        assert node.inputs[0] is not None
-        reduce = _STORED[node.inputs[0].dtype or DType.FLOAT]
+        reduce = _ROUNDED[node.precision]
 
         def launch(*args: Any) -> Sequence[Any]:
             q, k, v, *mask = (args[i] for i in places)
