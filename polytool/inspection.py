@@ -261,7 +261,8 @@ def statistics_of(blocks: Iterable[Array]) -> Statistics | None:
     if not count:
         return None
     mean = total / count
-    return Statistics(low, high, mean, max(squares / count - mean**2, 0) ** 0.5, zeros, not_finite)
+    deviation = max(squares / count - mean * mean, 0) ** 0.5  # not **: that raises on overflow
+    return Statistics(low, high, mean, deviation, zeros, not_finite)
 
 
 def _blocks(model: Model, tensor: onnx.TensorProto) -> Iterator[Array]:

@@ -14,6 +14,7 @@ from polytool.surgeon.dead import is_dead
 from polytool.surgeon.graph import Graph, Node, Value, Workspace
 from polytool.surgeon.known import is_standard
 from polytool.tensors import DType
+from polytool.validation import node_faults
 
 if TYPE_CHECKING:
     from polytool.surgeon.linting import Lint
@@ -104,6 +105,8 @@ def _check_unused(graph: Graph, path: str, found: Lint) -> None:
 
 def _value(node: Node) -> onnx.TensorProto | None:
     """What a Constant node holds, where it is a tensor or floats."""
+    if any(node_faults(node.proto, node.version)):
+        return None
     for name in ("value_float", "value_floats"):
         if name in node.attributes:
             return arrays.to_tensor(np.asarray(node.attribute(name), np.float32))

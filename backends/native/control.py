@@ -141,6 +141,10 @@ def _loop(node: Node, programs: Mapping[str, Body], arrays: Arrays) -> Driver:
 
 def _stack(rows: list[Any], tensor: Tensor, arrays: Arrays, axis: int) -> Any:
     if rows:
+        if any(isinstance(row, list) for row in rows):
+            raise RunnerError(
+                f"scan output {tensor.name!r} is a sequence; ONNX stacks tensors only"
+            )
         shapes = {tuple(r.shape) for r in rows}
         if len(shapes) > 1:
             raise RunnerError(

@@ -98,7 +98,7 @@ def takes_sequence(domain: str, op: str, version: int, index: int) -> bool:
     """Whether input `index` may be a sequence, as far as ONNX says."""
     schema = _schema(domain, op, version)
     if schema is None or not schema.inputs:
-        return True
+        return domain != "com.microsoft"
     formal = schema.inputs[min(index, len(schema.inputs) - 1)].type_str
     constraints = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
     return any(not t.startswith("tensor(") for t in constraints.get(formal, [formal]))
