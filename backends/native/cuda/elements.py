@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from polytool.backends.native.cuda.buffers import Dims, View
 from polytool.backends.native.cuda.recorder import Recorder
 from polytool.backends.native.kernels.indexed import Indexed, Scalar, kind
+from polytool.backends.native.network import Layer, Node, Tensor
 
 
 def compute(
@@ -42,6 +45,24 @@ def compute(
         tuple(sorted((defines or {}).items())),
     )
     rec.launch([op.plan(shape, scalars)], list(views.values()), writes=len(outputs))
+
+
+def store(rec: Recorder, view: View, tensor: Tensor, factor: float = 1.0) -> None:
+    """`view`, times a factor, as `tensor`, in its shape and type."""
+    times = "" if factor == 1.0 else " * (R_x)factor"
+    body = f"y[unit] = narrow<T_y>(widen(x[unit]){times});"
+    compute(rec, "store", view.shape, {"x": view}, {"y": rec.output(tensor)}, body, factor=factor)
+
+
+def run(
+    rec: Recorder, node: Node, op: str, inputs: Sequence[Tensor | None], output: Tensor,
+    version: int, **attrs: Any,
+) -> None:  # fmt: skip
+    """Record an operator of ONNX in the place of `node`."""
+    step = dataclasses.replace(
+        node, op=op, domain="", version=version, inputs=list(inputs), outputs=[output], attrs=attrs
+    )
+    rec.lower(Layer.single(step))
 
 
 def each(rec: Recorder, view: View, shape: Dims) -> tuple[View, str]:

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from polytool.backends.native.cuda.buffers import View
-from polytool.backends.native.cuda.elements import compute
+from polytool.backends.native.cuda.elements import compute, store
 from polytool.backends.native.cuda.lower_contractions import as_tensor, matmul, shaped
 from polytool.backends.native.cuda.lower_indexing import given
 from polytool.backends.native.cuda.lower_statistics import register_dtype
@@ -61,7 +61,7 @@ def attention(rec: Recorder, layer: Layer) -> None:
     product = matmul(rec, node, probabilities, _per_head(rec, values, heads), real)
     if y is not None:
         turned = product.permuted((0, 2, 1, 3)) if flat else product
-        _store(rec, rec.dense(turned), y)
+        store(rec, turned, y)
 
 
 def _fused(
@@ -79,11 +79,6 @@ def _fused(
     merged = rec.view(result).permuted((0, 2, 1, 3))
     rec.define(output, shaped(rec, merged, rec.shape(output)))
     return True
-
-
-def _store(rec: Recorder, view: View, tensor: Tensor) -> None:
-    body = "y[unit] = narrow<T_y>(widen(x[unit]));"
-    compute(rec, "store", view.shape, {"x": view}, {"y": rec.output(tensor)}, body)
 
 
 def appended(rec: Recorder, past: Tensor | None, new: View, present: Tensor | None) -> View:
@@ -244,7 +239,7 @@ def _probabilities(
     )  # fmt: skip
     if stage is not None:
         stages = (scaled, capped, masked, result)
-        _store(rec, stages[int(a.get("qk_matmul_output_mode", 0))], stage)
+        store(rec, stages[int(a.get("qk_matmul_output_mode", 0))], stage)
     return result
 
 
@@ -334,4 +329,4 @@ def linear_attention(rec: Recorder, layer: Layer) -> None:
         scale=float(node.attrs.get("scale", 0.0)) or 1 / math.sqrt(d_k),
     )  # fmt: skip
     if present is not None:
-        _store(rec, state, present)
+        store(rec, state, present)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from polytool.backends.native.cuda.buffers import View
-from polytool.backends.native.cuda.elements import compute, each
+from polytool.backends.native.cuda.elements import compute, each, store
 from polytool.backends.native.cuda.lower_indexing import given
 from polytool.backends.native.cuda.recorder import Recorder, lowering
 from polytool.backends.native.kernels.source import compute_type
@@ -77,18 +77,9 @@ def matrix_product(rec: Recorder, layer: Layer) -> None:
     changed = wide_a is not a or wide_b is not b or node.op == "FusedMatMul"
     if changed and a.dtype.is_float:
         product = matmul(rec, node, wide_a, wide_b, sums_dtype(a.dtype))
-        _store(rec, product, output, alpha)
+        store(rec, shaped(rec, product, rec.shape(output)), output, alpha)
         return
     _naive(rec, node, wide_a, wide_b, output, alpha)
-
-
-def _store(rec: Recorder, view: View, output: Tensor, alpha: float = 1.0) -> None:
-    factor = "" if alpha == 1.0 else " * (R_x)alpha"
-    body = f"y[unit] = narrow<T_y>(x[unit]{factor});"
-    compute(
-        rec, "store", (view.count,), {"x": shaped(rec, view, (view.count,))},
-        {"y": rec.output(output)}, body, alpha=alpha,
-    )  # fmt: skip
 
 
 def _naive(rec: Recorder, node: Node, a: View, b: View, output: Tensor, alpha: float) -> None:
@@ -233,7 +224,7 @@ def _as_product(
     if whole.dtype is output.dtype:
         rec.define(output, whole)
     else:
-        _store(rec, rec.dense(whole), output)
+        store(rec, whole, output)
     return True
 
 

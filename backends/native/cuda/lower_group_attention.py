@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from polytool.backends.native.cuda.buffers import View
-from polytool.backends.native.cuda.elements import compute, each
+from polytool.backends.native.cuda.elements import compute, each, run
 from polytool.backends.native.cuda.lower_attention_general import split_heads
 from polytool.backends.native.cuda.lower_contractions import as_tensor, shaped
 from polytool.backends.native.cuda.lower_indexing import given
@@ -72,10 +71,7 @@ def group_query_attention(rec: Recorder, layer: Layer) -> None:
         attrs["softcap"] = float(node.attrs["softcap"])
     if int(node.attrs.get("local_window_size", -1)) > 0:
         attrs["left_window_size"] = int(node.attrs["local_window_size"]) - 1
-    inner = dataclasses.replace(
-        node, op="Attention", domain="", version=24, inputs=inputs, outputs=[result], attrs=attrs
-    )
-    rec.lower(Layer.single(inner))
+    run(rec, node, "Attention", inputs, result, 24, **attrs)
     rec.define(y, shaped(rec, rec.view(result).permuted((0, 2, 1, 3)), rec.shape(y)))
 
 
@@ -118,11 +114,7 @@ def _rotated(
         "rotary_embedding_dim": 2 * rec.shape(cos)[1],
     }
     inputs: list[Tensor | None] = [as_tensor(rec, view), cos, sin, positions]
-    step = dataclasses.replace(
-        node, op="RotaryEmbedding", domain="", version=23, inputs=inputs, outputs=[result],
-        attrs=attrs,
-    )  # fmt: skip
-    rec.lower(Layer.single(step))
+    run(rec, node, "RotaryEmbedding", inputs, result, 23, **attrs)
     return rec.view(result)
 
 

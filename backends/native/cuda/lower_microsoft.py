@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from polytool.backends.native.cuda.buffers import View
-from polytool.backends.native.cuda.elements import compute
+from polytool.backends.native.cuda.elements import compute, run
 from polytool.backends.native.cuda.lower_attention_general import appended, split_heads
 from polytool.backends.native.cuda.lower_contractions import as_tensor, shaped, sums_dtype
 from polytool.backends.native.cuda.lower_indexing import given
@@ -22,17 +22,6 @@ from polytool.tensors import DType
 _DOMAIN = "com.microsoft"
 
 
-def _run(
-    rec: Recorder, node: Node, op: str, inputs: list[Tensor | None], output: Tensor,
-    version: int = 17, **attrs: Any,
-) -> None:  # fmt: skip
-    """Record an ONNX operator in the place of `node`."""
-    step = dataclasses.replace(
-        node, op=op, domain="", version=version, inputs=inputs, outputs=[output], attrs=attrs
-    )
-    rec.lower(Layer.single(step))
-
-
 def _sum(rec: Recorder, node: Node, parts: list[Tensor | None], output: Tensor | None) -> Tensor:
     """The sum of those that are there; in float32 where nobody asks for it."""
     there = [p for p in parts if p is not None]
@@ -40,7 +29,7 @@ def _sum(rec: Recorder, node: Node, parts: list[Tensor | None], output: Tensor |
     if output is None:
         dtype = sums_dtype(there[0].dtype or DType.FLOAT)
         output = rec.temporary(dtype, tuple(dims), "sum")
-    _run(rec, node, "Sum", list(there), output)
+    run(rec, node, "Sum", list(there), output, 13)
     return output
 
 
@@ -58,7 +47,7 @@ def skip_layer_normalization(rec: Recorder, layer: Layer) -> None:
     attrs = {"axis": -1, "epsilon": float(node.attrs.get("epsilon", 1e-12))}
     inputs = [summed, gamma, beta] if beta is not None else [summed, gamma]
     op, version = ("LayerNormalization", 17) if plain else ("RMSNormalization", 23)
-    _run(rec, node, op, inputs, y, version, **attrs)
+    run(rec, node, op, inputs, y, version, **attrs)
 
 
 @lowering("EmbedLayerNormalization")
@@ -83,11 +72,11 @@ def embed_layer_normalization(rec: Recorder, layer: Layer) -> None:
         if table is None or index is None:
             continue
         rows = rec.temporary(dtype, (*rec.shape(index), width), "rows")
-        _run(rec, node, "Gather", [table, index], rows, axis=0)
+        run(rec, node, "Gather", [table, index], rows, 13, axis=0)
         found.append(rows)
     summed = _sum(rec, node, found, total)
     epsilon = float(node.attrs.get("epsilon", 1e-12))
-    _run(rec, node, "LayerNormalization", [summed, gamma, beta], y, axis=-1, epsilon=epsilon)
+    run(rec, node, "LayerNormalization", [summed, gamma, beta], y, 17, axis=-1, epsilon=epsilon)
     if lengths is not None:
         views = {} if mask is None else {"mask": rec.view(mask)}
         count = "total += mask[unit * steps + i] == 1;" if mask is not None else ""
@@ -227,7 +216,7 @@ def matmul_n_bits(rec: Recorder, layer: Layer) -> None:
     weights = Tensor(f"{b.name}:unpacked", dtype, (int(node.attrs["K"]), int(node.attrs["N"])))
     weights.constant = _FewBits(tuple(sources), dtype, node)
     if bias is None:
-        _run(rec, node, "MatMul", [a, weights], output, 13)
+        run(rec, node, "MatMul", [a, weights], output, 13)
         return
     sums = rec.temporary(dtype, rec.shape(output), "product")
     product = dataclasses.replace(
@@ -262,7 +251,7 @@ def rotary_embedding(rec: Recorder, layer: Layer) -> None:
     if len(shape) == 3:
         attrs["num_heads"] = int(node.attrs.get("num_heads", 0)) or shape[2] // width
     inputs: list[Tensor | None] = [x, cos, sin, as_tensor(rec, places)]
-    _run(rec, node, "RotaryEmbedding", inputs, output, 23, **attrs)
+    run(rec, node, "RotaryEmbedding", inputs, output, 23, **attrs)
 
 
 def _padding(
@@ -327,7 +316,7 @@ def _attend(
     attrs: dict[str, Any] = {"is_causal": 1} if causal else {}
     if node.attrs.get("scale"):
         attrs["scale"] = float(node.attrs["scale"])
-    _run(rec, node, "Attention", inputs, heads, 23, **attrs)
+    run(rec, node, "Attention", inputs, heads, 23, **attrs)
     merged = rec.view(heads).permuted((0, 2, 1, 3))
     rec.define(output, shaped(rec, merged, rec.shape(output)))
 

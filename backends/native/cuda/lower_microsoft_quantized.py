@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
 
 from polytool.backends.native.cuda.buffers import View
-from polytool.backends.native.cuda.elements import compute, each
+from polytool.backends.native.cuda.elements import compute, each, run
 from polytool.backends.native.cuda.lower_contractions import as_tensor
 from polytool.backends.native.cuda.lower_indexing import given
 from polytool.backends.native.cuda.lower_quantized import integer_product, on_grid, qlinear_conv
@@ -19,23 +17,13 @@ _DOMAIN = "com.microsoft"
 _POINTWISE = {"QLinearAdd": "Add", "QLinearSigmoid": "Sigmoid", "QLinearLeakyRelu": "LeakyRelu"}
 
 
-def _run(
-    rec: Recorder, node: Node, op: str, inputs: Sequence[Tensor | None], output: Tensor,
-    version: int = 13, **attrs: Any,
-) -> None:  # fmt: skip
-    step = dataclasses.replace(
-        node, op=op, domain="", version=version, inputs=list(inputs), outputs=[output], attrs=attrs
-    )
-    rec.lower(Layer.single(step))
-
-
 def _floats(
     rec: Recorder, node: Node, x: Tensor, scale: Tensor | None, zero: Tensor | None
 ) -> Tensor:
     """The numbers that a quantised tensor stands for."""
     result = rec.temporary(DType.FLOAT, rec.shape(x), "floats")
     inputs = [x, scale] if zero is None else [x, scale, zero]
-    _run(rec, node, "DequantizeLinear", inputs, result, 21)
+    run(rec, node, "DequantizeLinear", inputs, result, 21)
     return result
 
 
@@ -44,7 +32,7 @@ def _requantize(
     output: Tensor,
 ) -> None:  # fmt: skip
     inputs = [value, scale] if zero is None else [value, scale, zero]
-    _run(rec, node, "QuantizeLinear", inputs, output, 21)
+    run(rec, node, "QuantizeLinear", inputs, output, 21)
 
 
 def _turned(rec: Recorder, tensor: Tensor, *, last: bool) -> Tensor:
@@ -66,7 +54,7 @@ def pointwise(rec: Recorder, layer: Layer) -> None:
     ]
     result = rec.temporary(DType.FLOAT, rec.shape(output), "result")
     attrs = {k: v for k, v in node.attrs.items() if k == "alpha"}
-    _run(rec, node, _POINTWISE[node.op], values, result, 16, **attrs)
+    run(rec, node, _POINTWISE[node.op], values, result, 16, **attrs)
     _requantize(rec, node, result, inputs[3 * count], inputs[3 * count + 1], output)
 
 
@@ -79,7 +67,7 @@ def softmax(rec: Recorder, layer: Layer) -> None:
     result = rec.temporary(DType.FLOAT, rec.shape(x), "result")
     version, axis = int(node.attrs["opset"]), int(node.attrs.get("axis", -1))
     values = [_floats(rec, node, x, scale, zero)]
-    _run(rec, node, "Softmax", values, result, 13 if version >= 13 else 11, axis=axis)
+    run(rec, node, "Softmax", values, result, 13 if version >= 13 else 11, axis=axis)
     _requantize(rec, node, result, y_scale, y_zero, output)
 
 
@@ -111,7 +99,7 @@ def where(rec: Recorder, layer: Layer) -> None:
     condition, *rest = [given(node, i) for i in range(9)]
     values = [_floats(rec, node, *rest[i : i + 3]) for i in (0, 3)]
     result = rec.temporary(DType.FLOAT, rec.shape(output), "result")
-    _run(rec, node, "Where", [condition, *values], result, 16)
+    run(rec, node, "Where", [condition, *values], result, 16)
     _requantize(rec, node, result, rest[6], rest[7], output)
 
 
@@ -126,7 +114,7 @@ def concat(rec: Recorder, layer: Layer) -> None:
         part = rec.temporary(output.dtype, rec.shape(parts[i]), "part")
         _requantize(rec, node, values, y_scale, y_zero, part)
         moved.append(part)
-    _run(rec, node, "Concat", moved, output, 13, axis=int(node.attrs["axis"]))
+    run(rec, node, "Concat", moved, output, 13, axis=int(node.attrs["axis"]))
 
 
 @lowering("QLinearAveragePool", "QLinearGlobalAveragePool")
@@ -142,7 +130,7 @@ def average_pool(rec: Recorder, layer: Layer) -> None:
     result_shape = (shape[0], shape[-1], *shape[1:-1]) if last else shape
     result = rec.temporary(DType.FLOAT, result_shape, "result")
     attrs = {k: v for k, v in node.attrs.items() if k != "channels_last"}
-    _run(rec, node, node.op.removeprefix("QLinear"), [values], result, 11, **attrs)
+    run(rec, node, node.op.removeprefix("QLinear"), [values], result, 11, **attrs)
     result = _turned(rec, result, last=True) if last else result
     _requantize(rec, node, result, y_scale, y_zero, output)
 
@@ -154,7 +142,7 @@ def max_pool(rec: Recorder, layer: Layer) -> None:
     shape = rec.shape(output)
     result = rec.temporary(output.dtype, (shape[0], shape[-1], *shape[1:-1]), "result")
     turned = _turned(rec, given(node, 0), last=False)
-    _run(rec, node, "MaxPool", [turned], result, 12, **node.attrs)
+    run(rec, node, "MaxPool", [turned], result, 12, **node.attrs)
     rec.define(output, rec.view(_turned(rec, result, last=True)))
 
 

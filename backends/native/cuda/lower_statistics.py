@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from polytool.backends.native.cuda.buffers import Dims, View
-from polytool.backends.native.cuda.elements import compute
+from polytool.backends.native.cuda.elements import compute, store
 from polytool.backends.native.cuda.lower_indexing import given
 from polytool.backends.native.cuda.lower_rows import softmax
 from polytool.backends.native.cuda.recorder import Recorder, lowering
@@ -281,13 +281,7 @@ def layer_normalization(rec: Recorder, layer: Layer) -> None:
     statistics = (mean, inverse) if centred else (inverse,)
     for tensor, view in zip(node.outputs[1:], statistics, strict=False):
         if tensor is not None:
-            _store(rec, view, tensor)
-
-
-def _store(rec: Recorder, view: View, tensor: Tensor) -> None:
-    """`view` as `tensor`, in its shape and type."""
-    body = "y[unit] = narrow<T_y>(widen(x[unit]));"
-    compute(rec, "store", view.shape, {"x": view}, {"y": rec.output(tensor)}, body)
+            store(rec, view, tensor)
 
 
 @lowering("NegativeLogLikelihoodLoss")
