@@ -12,7 +12,7 @@ from polytool.backends.native.ops.integers import exact_matmul
 from polytool.backends.native.ops.linear import product_shape
 from polytool.backends.native.ops.microsoft_fused import MICROSOFT
 from polytool.backends.native.ops.quantization import centred, dynamic_range
-from polytool.backends.native.ops.recurrent import Recurrence, activation_functions, lstm_step
+from polytool.backends.native.ops.recurrent import LSTM_DEFAULT, Recurrence, lstm_step
 from polytool.backends.native.ops.registry import Arg, Array, dtypes, flops, op, shape
 from polytool.tensors import DType
 
@@ -109,13 +109,7 @@ def dynamic_quantize_lstm(
     if sequence_lens is not None:
         x = x[: int(sequence_lens.max())]
     frame = Recurrence(xp, direction, 0, sequence_lens, clip)
-    functions = activation_functions(
-        activations,
-        activation_alpha,
-        activation_beta,
-        ("Sigmoid", "Tanh", "Tanh"),
-        len(frame.reversed),
-    )
+    functions = frame.functions(activations, activation_alpha, activation_beta, LSTM_DEFAULT)
     hidden, runs = r.shape[1], []
     h0, c0 = frame.initial(initial_h, x, hidden), frame.initial(initial_c, x, hidden)
     for i, backwards in enumerate(frame.reversed):

@@ -66,6 +66,9 @@ def activation_functions(
     return [chosen[i * each : (i + 1) * each] for i in range(directions)]
 
 
+LSTM_DEFAULT = ("Sigmoid", "Tanh", "Tanh")
+
+
 @dataclass(frozen=True)
 class Recurrence:
     """What the three operators have in common: directions, layout and lengths.
@@ -88,6 +91,16 @@ class Recurrence:
         if self.direction not in flags:
             raise ModelError(f"{self.direction!r} is no direction: forward, reverse, bidirectional")
         return flags[self.direction]
+
+    def functions(
+        self,
+        names: Sequence[str] | None,
+        alphas: Sequence[float] | None,
+        betas: Sequence[float] | None,
+        default: Sequence[str],
+    ) -> list[list[Activation]]:
+        """The activations of each direction; see `activation_functions`."""
+        return activation_functions(names, alphas, betas, default, len(self.reversed))
 
     def bounded(self, x: Array) -> Array:
         """`x` within +-clip."""
@@ -171,7 +184,7 @@ def rnn(
 ) -> tuple[Array, ...]:
     """H = f(X W' + H R' + b)."""
     frame = Recurrence(xp, direction, layout, sequence_lens, clip)
-    functions = _choose(activations, activation_alpha, activation_beta, ("Tanh",), frame)
+    functions = frame.functions(activations, activation_alpha, activation_beta, ("Tanh",))
     x, hidden = frame.time_major(x), r.shape[-1]
     h0, runs = frame.initial(initial_h, x, hidden), []
     for i, backwards in enumerate(frame.reversed):
@@ -179,16 +192,6 @@ def rnn(
         step = _rnn_step(frame, r[i].T, functions[i])
         runs.append(frame.run(x @ w[i].T + (bias + recurrent_bias), step, (h0[i],), backwards))
     return frame.collect(runs)
-
-
-def _choose(
-    names: Sequence[str] | None,
-    alphas: Sequence[float] | None,
-    betas: Sequence[float] | None,
-    default: Sequence[str],
-    frame: Recurrence,
-) -> list[list[Activation]]:
-    return activation_functions(names, alphas, betas, default, len(frame.reversed))
 
 
 def _rnn_step(frame: Recurrence, r: Array, functions: list[Activation]) -> Step:
@@ -220,7 +223,8 @@ def gru(
 ) -> tuple[Array, ...]:
     """Gates in the order update z, reset r, hidden h; H = (1 - z) h + z H."""
     frame = Recurrence(xp, direction, layout, sequence_lens, clip)
-    functions = _choose(activations, activation_alpha, activation_beta, ("Sigmoid", "Tanh"), frame)
+    default = ("Sigmoid", "Tanh")
+    functions = frame.functions(activations, activation_alpha, activation_beta, default)
     x, hidden = frame.time_major(x), r.shape[-1]
     h0, runs = frame.initial(initial_h, x, hidden), []
     for i, backwards in enumerate(frame.reversed):
@@ -276,8 +280,7 @@ def lstm(
 ) -> tuple[Array, ...]:
     """Gates in the order input i, output o, forget f, cell c; peepholes in the order i, o, f."""
     frame = Recurrence(xp, direction, layout, sequence_lens, clip)
-    default = ("Sigmoid", "Tanh", "Tanh")
-    functions = _choose(activations, activation_alpha, activation_beta, default, frame)
+    functions = frame.functions(activations, activation_alpha, activation_beta, LSTM_DEFAULT)
     x, hidden = frame.time_major(x), r.shape[-1]
     h0, c0 = frame.initial(initial_h, x, hidden), frame.initial(initial_c, x, hidden)
     runs = []
