@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import onnx
 
 from polytool.backends.base import Feeds, LayerOracle, Outputs, Trace
 from polytool.backends.native.builder import prepared
@@ -28,6 +29,7 @@ from polytool.backends.native.passes.fuse_normalization import fuse_normalizatio
 from polytool.backends.native.same_values import correspond_by_values
 from polytool.errors import UsageError
 from polytool.model import Model
+from polytool.tensors import DType
 
 _SMALL = 64  # elements up to which integers count by value: axes, shapes, pads
 
@@ -53,7 +55,24 @@ def oracle_of(model: Model, other: Model, feeds: Feeds | None = None) -> LayerOr
         same = correspond_by_values(NativeOracle(model).network, oracle.network, feeds, names)
         taken = set(same.values())
         names = {a: b for a, b in names.items() if b not in taken} | same
-    return CorrespondingOracle(oracle, names, other.name)
+    return CorrespondingOracle(oracle, _with_casts(model, other, names), other.name)
+
+
+def _with_casts(model: Model, other: Model, names: Names) -> Names:
+    """The pairs, and those of outputs, and of what only converts to another float type."""
+    found = dict(names)
+    outputs = [[o.name for o in m.proto.graph.output] for m in (model, other)]
+    if set(outputs[0]) <= set(outputs[1]):
+        outputs[1] = outputs[0]
+    if len(outputs[0]) == len(outputs[1]):
+        for one, two in zip(*outputs, strict=True):
+            found.setdefault(one, two)
+    for node in model.proto.graph.node:
+        if node.op_type != "Cast" or node.input[0] not in found:
+            continue
+        if DType(onnx.helper.get_node_attr_value(node, "to")).is_float:
+            found.setdefault(node.output[0], found[node.input[0]])
+    return found
 
 
 def _same_names(model: Model, other: Model) -> bool:
@@ -62,7 +81,7 @@ def _same_names(model: Model, other: Model) -> bool:
         {tuple(node.output): node.op_type for node in m.proto.graph.node} for m in (model, other)
     ]
     inputs = [{i.name for i in m.proto.graph.input} for m in (model, other)]
-    return types[0].items() <= types[1].items() and inputs[0] <= inputs[1]
+    return types[0].items() <= types[1].items() and inputs[0] == inputs[1]
 
 
 class CorrespondingOracle(LayerOracle):
@@ -83,6 +102,9 @@ class CorrespondingOracle(LayerOracle):
     def trace(self, wanted: str, available: Collection[str]) -> Trace:
         """How `wanted` is computed; see `LayerOracle`. Its nodes have other names there."""
         given = _Given(available, self._back)
+        same = given.names(self._name(wanted), but=wanted)
+        if same:
+            return Trace((same[-1],), ("Cast",), ())
         found = self._oracle.trace(self._name(wanted), given)
         inputs = tuple(given.name(n) for n in found.inputs)
         return Trace(inputs, found.operators, ())
@@ -108,9 +130,13 @@ class _Given(Collection[str]):
     def __init__(self, available: Collection[str], back: Mapping[str, list[str]]) -> None:
         self._available, self._back = available, back
 
+    def names(self, other: str, but: str) -> list[str]:
+        """The available tensors that `other` corresponds to, without one of them."""
+        return [n for n in self._back[other] if n in self._available and n != but]
+
     def name(self, other: str) -> str:
-        """The available tensor that `other` corresponds to."""
-        return next(n for n in self._back[other] if n in self._available)
+        """The one that is computed last."""
+        return self.names(other, "")[-1]
 
     def __contains__(self, other: object) -> bool:
         return any(n in self._available for n in self._back.get(str(other), ()))
@@ -171,12 +197,12 @@ def _canonical(model: Model, patterns: bool) -> Network:
 def _inputs(a: Network, b: Network, who: tuple[str, str]) -> Names:
     """Inputs by name where all have one, else in order."""
     names = [[t.name for t in network.inputs] for network in (a, b)]
-    if set(names[0]) <= set(names[1]):
+    if set(names[0]) == set(names[1]):
         return {name: name for name in names[0]}
     if len(names[0]) != len(names[1]):
         raise UsageError(
-            f"{who[0]} has {len(names[0])} inputs and {who[1]} {len(names[1])}, with other names: "
-            f"they cannot be compared"
+            f"{who[0]} has {len(names[0])} inputs and {who[1]} {len(names[1])}: they cannot be "
+            f"compared"
         )
     return dict(zip(*names, strict=True))
 

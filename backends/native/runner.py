@@ -22,7 +22,7 @@ from polytool.backends.native.profiler import Profiler
 from polytool.backends.native.profiles import select_profiles
 from polytool.backends.native.tactics import choose
 from polytool.errors import UsageError
-from polytool.tensors import TensorSpec
+from polytool.tensors import DType, TensorSpec
 
 
 class NativeRunner(Observable):
@@ -235,4 +235,15 @@ def _tap(layer: Layer, tensor: Tensor, depth: int) -> Tap | None:
     if tensor.value_of is None or any(kind != "cast" for kind, _ in tensor.value_of.map):
         return None
     name, spec = tensor.value_of.tensor, _spec(tensor)
-    return Tap(name, layer.name, layer.origin, spec, layer.precision, depth)
+    return Tap(name, layer.name, layer.origin, spec, _operands(layer), depth)
+
+
+def _operands(layer: Layer) -> str:
+    """The precision of what a layer computes with, which the model may have declared itself."""
+    nodes = [node for node in layer.nodes if node.op != "Cast"]
+    declared = {t.dtype for node in nodes for t in node.inputs if t is not None}
+    if layer.precision != "fp32" or not nodes:
+        return layer.precision
+    if DType.BFLOAT16 in declared:
+        return "bf16"
+    return "fp16" if DType.FLOAT16 in declared else "fp32"

@@ -128,6 +128,23 @@ def test_a_wrong_attribute_is_found_though_the_structure_differs_there():
     assert "a_b" in found.first_broken.layer
 
 
+def test_a_model_converted_to_float16_is_judged_by_its_original(tmp_path):
+    text = """<ir_version: 9, opset_import: ["": 20]> g (float[4,8] x) => (float[4,8] y) {{
+        {before} h = MatMul({x}, w) s = Softmax(h) {out} = MatMul(s, v) {after} }}"""
+    original = weighted(text.format(before="", x="x", out="y", after=""))
+    half = weighted(
+        text.format(before="x16 = Cast<to=10>(x)", x="x16", out="y16", after="y = Cast<to=1>(y16)")
+    )
+    for tensor in half.graph.initializer:
+        value = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+    onnx.save(original, tmp_path / "original.onnx")
+    x = {"x": RNG.standard_normal((4, 8)).astype(np.float32)}
+    found = locate_model(half, [x], against=str(tmp_path / "original.onnx"), device="cpu")
+    assert found.verdict == "expected" and not found.not_checked, found
+    assert 1e-5 < (found.outputs["y"] or 0) < 1e-2
+
+
 ONE = """<ir_version: 9, opset_import: ["": 20]> g (float[4,8] x) => (float[4,8] y) {
     h = Gemm(x, w, b) s = Sigmoid(h) g = Mul(h, s) n = Gemm<transB=1>(g, v) p = Softmax(n)
     q = MatMul(p, u) y = Add(q, x) }"""
