@@ -345,11 +345,12 @@ def _chosen(workspace: Workspace, network: Network, kept: dict[str, Kept]) -> di
         for tensor in node.writes()
         if node.sources and tensor.value_of is not None and not tensor.value_of.map
     }
+    called = {f.name for f in workspace.functions}  # functions that could not be expanded
     types: dict[Node, DType] = {}
     for node, path in _labelled(workspace):
         first = next((v.name for v in node.outputs if v is not None), "")
         engine = made.get(path + first)
-        if engine is None or TYPES[engine.precision] is DType.FLOAT:
+        if engine is None or TYPES[engine.precision] is DType.FLOAT or node.op in called:
             continue
         label, dtype = engine.sources[0], TYPES[engine.precision]
         if label in kept:

@@ -5,11 +5,11 @@ A function says nothing of types; the same one may be sound for one call and bro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import onnx
 
+from polytool.surgeon.functions import resolve_attributes
 from polytool.surgeon.graph import Graph, Node, Workspace
 from polytool.surgeon.infer import infer
 from polytool.surgeon.lint_nodes import check_nodes
@@ -92,27 +92,5 @@ def _with_types(workspace: Workspace, function: Graph, call: Node) -> onnx.Model
         for index, name in enumerate(node.input):
             if name in absent:
                 node.input[index] = ""
-    _resolve(graph.node, given)
+    resolve_attributes(graph.node, given)
     return model
-
-
-def _resolve(nodes: Iterable[onnx.NodeProto], given: dict[str, onnx.AttributeProto]) -> None:
-    """Put the call's attributes where the function refers to them."""
-    for node in nodes:
-        kept = []
-        for attribute in node.attribute:
-            if attribute.ref_attr_name:
-                if attribute.ref_attr_name in given:
-                    copy = onnx.AttributeProto()
-                    copy.CopyFrom(given[attribute.ref_attr_name])
-                    copy.name = attribute.name
-                    kept.append(copy)
-                continue
-            _resolve(attribute.g.node if attribute.HasField("g") else (), given)
-            for body in attribute.graphs:
-                _resolve(body.node, given)
-            kept.append(attribute)
-        if len(kept) < len(node.attribute) or any(a.ref_attr_name for a in node.attribute):
-            copies = [onnx.AttributeProto.FromString(a.SerializeToString()) for a in kept]
-            del node.attribute[:]
-            node.attribute.extend(copies)

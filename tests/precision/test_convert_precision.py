@@ -204,6 +204,38 @@ def test_functions_are_expanded_so_that_each_call_has_its_types():
     assert_near(proto, made.model)
 
 
+def test_nodes_of_functions_have_the_names_that_the_engine_gives_them():
+    proto = parse(
+        "g (float[2,8] x, bool c) => (float[2,8] y) { h = loc.f(x) y = loc.g(h, c) }"
+        ' <domain: "loc", opset_import: ["" : 17]> f (x) => (y) { [e] t = Exp(x) y = Tanh(t) }'
+        ' <domain: "loc", opset_import: ["" : 17, "loc": 1]> g (a, c) => (b) { s = loc.f(a) '
+        "b = If(c) <then_branch = t () => (float[2,8] p) { [n] p = Neg(s) }, "
+        "else_branch = e () => (float[2,8] q) { q = Abs(a) }> }",
+        extra=', "loc": 1',
+    )
+    engine = NativeRunner(proto, precision="fp16", optimize=False, device="cpu")
+    names = {node for tap in engine.taps() for node in tap.nodes}
+    assert "y/g/s/f/e" in names  # in a function that a function calls
+    for name in sorted(names - {"y/g/If:b"}):
+        made = convert_precision(proto, layer_precisions={name: "fp32"}, simplify=False)
+        assert not made.notes, name
+        assert made.done["nodes in float16"] == 5
+    for truth in (True, False):
+        assert_near(proto, made.model, {"x": weight(2, 8), "c": np.array(truth)})
+
+
+def test_functions_of_another_opset_stay_as_they_are():
+    proto = parse(
+        "g (float[2,8] x) => (float[2,8] y) { h = loc.f(x) y = Neg(h) }"
+        ' <domain: "loc", opset_import: ["" : 16]> f (x) => (y) '
+        "{ c = Constant<value_float = 2.0>() y = Mul(x, c) }",
+        extra=', "loc": 1',
+    )
+    made = convert_precision(proto)
+    assert made.done["nodes in float16"] == 1
+    assert_near(proto, made.model)
+
+
 def test_what_overflows_on_the_given_inputs_stays_in_float32_and_is_named():
     proto = parse("g (float[2,64] x) => (float[2,1] y) { [square] s = Mul(x, x) "
                   "[sum] t = ReduceSum<keepdims = 1>(s, axes) [root] y = Sqrt(t) }")  # fmt: skip
