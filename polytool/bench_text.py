@@ -125,7 +125,7 @@ def _nodes(nodes: Sequence[str]) -> str:
 
 
 def _facts(found: Benchmark) -> Iterator[str]:
-    counts = [f"{t.name} {len(t.inferences)}" for t in found.timings]
+    counts = [f"{t.name} {t.count}" for t in found.timings]
     turns = len(found.timings[0].turns)
     how = f" in {turns} turns each" if turns > 1 else ""
     streams = f", {found.streams} at a time" if found.streams > 1 else ""

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import threading
 import time
+from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack
 
 from polytool.backends.base import Feeds, LayerTime, Runner
 from polytool.collection import paused_collection
 from polytool.errors import UsageError
-from polytool.timings import Inference, Turn
+from polytool.timings import Turn
+
+_Times = tuple["array[float]", "array[float]"]
+"""Starts and latencies of one stream."""
 
 
 class Stopwatch:
@@ -54,8 +58,9 @@ class Stopwatch:
     def turn(self, seconds: float, iterations: int) -> Turn:
         """Infer for at least that long and at least that often."""
         start = time.perf_counter()
-        inferences = self._together(seconds, iterations)
-        return Turn(tuple(inferences), time.perf_counter() - start)
+        times = self._together(seconds, iterations)
+        took = time.perf_counter() - start
+        return Turn(tuple(s for s, _ in times), tuple(s for _, s in times), took)
 
     def phases(self, count: int) -> tuple[dict[str, float], ...]:
         """The parts of further inferences; empty where the runner does not know them."""
@@ -76,12 +81,12 @@ class Stopwatch:
         runner.infer(self._feeds[0])
         return time.perf_counter() - start
 
-    def _together(self, seconds: float, iterations: int) -> list[Inference]:
+    def _together(self, seconds: float, iterations: int) -> list[_Times]:
         """All streams at once; each does its share of the iterations."""
         share = -(-iterations // len(self._runners))
         if len(self._runners) == 1:
-            return self._stream(0, seconds, share)
-        found: dict[int, list[Inference]] = {}
+            return [self._stream(0, seconds, share)]
+        found: dict[int, _Times] = {}
         failures: list[BaseException] = []
 
         def work(stream: int) -> None:
@@ -97,18 +102,19 @@ class Stopwatch:
             thread.join()
         if failures:
             raise failures[0]
-        return [inference for stream in sorted(found) for inference in found[stream]]
+        return [found[stream] for stream in sorted(found)]
 
-    def _stream(self, stream: int, seconds: float, iterations: int) -> list[Inference]:
+    def _stream(self, stream: int, seconds: float, iterations: int) -> _Times:
         infer, feeds, clock = self._runners[stream].infer, self._feeds, time.perf_counter
-        done: list[Inference] = []
+        starts, latencies = array("d"), array("d")
         index = stream
         with paused_collection():
             end = clock() + seconds
-            while len(done) < iterations or clock() < end:
+            while len(starts) < iterations or clock() < end:
                 feed = feeds[index % len(feeds)]
                 start = clock()
                 infer(feed)
-                done.append(Inference(start, clock() - start, stream))
+                latencies.append(clock() - start)
+                starts.append(start)
                 index += 1
-        return done
+        return starts, latencies

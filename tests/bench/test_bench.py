@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ import polytool
 from polytool.bench_text import describe
 from polytool.errors import RunnerError, UsageError
 from polytool.stopwatch import Stopwatch
-from polytool.timings import Benchmark, Inference, Timing, Turn, percentile
+from polytool.timings import Benchmark, Timing, Turn, percentile
 
 MODEL = (
     '<ir_version: 9, opset_import: ["": 18]> agraph (float[batch,8] x) => (float[batch,8] y) '
@@ -197,7 +200,7 @@ def test_streams_run_on_contexts_of_their_own() -> None:
         turn = watch.turn(0.0, 9)
         watch.close()
     assert {i.stream for i in turn.inferences} == {0, 1, 2}
-    assert len(turn.inferences) == 9
+    assert len(turn) == len(list(turn.inferences)) == 9
 
 
 def test_a_failure_in_a_stream_is_raised() -> None:
@@ -215,7 +218,7 @@ def test_percentiles_are_values_that_were_measured() -> None:
 
 def test_ratios_are_medians_over_turns() -> None:
     def turns(*medians: float) -> tuple[Turn, ...]:
-        return tuple(Turn((Inference(0.0, m),), m) for m in medians)
+        return tuple(Turn(((0.0,),), ((m,),), m) for m in medians)
 
     found = Benchmark(
         (Timing("a", turns(1.0, 2.0, 4.0)), Timing("b", turns(2.0, 3.0, 40.0))),
@@ -239,3 +242,23 @@ def test_a_killed_process_is_no_defect() -> None:
     with pytest.raises(RunnerError, match=message), worker:
         worker._process.kill()
         worker.call("load")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+def test_an_interrupt_ends_all_processes() -> None:
+    command = [sys.executable, "-m", "polytool", "bench", "m.onnx", "--native", "--duration", "60"]
+    pid = "import os\nopen('pid', 'w').write(str(os.getpid()))\n"
+    Path("slow.py").write_text(pid + "def make_runner(model):\n    return lambda feeds: {'y': 1}\n")
+    bench = subprocess.Popen(
+        [*command, "--runner", "slow.py:make_runner"], stderr=subprocess.PIPE, text=True
+    )
+    for _ in range(300):
+        if Path("pid").exists() and Path("pid").read_text():
+            break
+        time.sleep(0.1)
+    bench.send_signal(signal.SIGINT)
+    _, err = bench.communicate(timeout=30)
+    assert bench.returncode == 130, err
+    assert "interrupted" in err and "Traceback" not in err
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(Path("pid").read_text()), 0)
