@@ -13,9 +13,9 @@ from polytool.backends.native.cuda.library import product_requests
 from polytool.backends.native.cuda.lower_pointwise import epilogue_operands, pointwise, tree_of
 from polytool.backends.native.cuda.recorder import Recorder
 from polytool.backends.native.kernels import gemm_wide
+from polytool.backends.native.kernels.epilogue import Epilogue
 from polytool.backends.native.kernels.expr import Step, Tree
 from polytool.backends.native.kernels.gemm import (
-    Epilogue,
     Matrix,
     Problem,
     candidates,

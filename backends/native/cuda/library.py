@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from polytool.backends.native.cuda.recorder import Step
 from polytool.backends.native.kernels import compiler, driver, gemm
 from polytool.backends.native.kernels.attention import Layout
+from polytool.backends.native.kernels.epilogue import Epilogue
 from polytool.backends.native.kernels.source import LibraryPlan, LibraryRequest
 from polytool.backends.native.tactics import cublaslt, cudnn
 from polytool.errors import MissingDependencyError
@@ -38,7 +39,7 @@ class LibraryEpilogue:
         return tuple(i for i in (self.bias, self.addend) if i is not None)
 
 
-def library_epilogue(epilogue: gemm.Epilogue) -> LibraryEpilogue | None:
+def library_epilogue(epilogue: Epilogue) -> LibraryEpilogue | None:
     """`epilogue` in the form that libraries know; None where it is another."""
     tree, found = epilogue.tree, LibraryEpilogue()
     constants: dict[int, float] = {}
@@ -74,7 +75,7 @@ def library_epilogue(epilogue: gemm.Epilogue) -> LibraryEpilogue | None:
     return found if current == tree.outputs[0] else None
 
 
-def _added(epilogue: gemm.Epilogue, index: int, found: LibraryEpilogue) -> LibraryEpilogue | None:
+def _added(epilogue: Epilogue, index: int, found: LibraryEpilogue) -> LibraryEpilogue | None:
     if not 0 <= index < len(epilogue.operands):
         return None
     kind, dtype = epilogue.operands[index], epilogue.tree.inputs[index + 1]
@@ -92,7 +93,7 @@ def _activation(op: str, attrs: dict[str, object]) -> str:
 
 
 def product_requests(
-    dtype: DType, epilogue: gemm.Epilogue, problem: gemm.Problem
+    dtype: DType, epilogue: Epilogue, problem: gemm.Problem
 ) -> tuple[LibraryRequest, ...]:
     """What to ask for a product with buffers A, B, the epilogue's operands, D."""
     known = library_epilogue(epilogue)

@@ -18,7 +18,7 @@ from polytool.backends.native.cuda.lower_rows import NHWC, explicit_pads
 from polytool.backends.native.cuda.recorder import Recorder, lowering
 from polytool.backends.native.cuda.stem import few_channels, implicit_problem, nhwc_constant
 from polytool.backends.native.kernels.direct import Direct, Geometry
-from polytool.backends.native.kernels.gemm import Epilogue
+from polytool.backends.native.kernels.epilogue import Epilogue
 from polytool.backends.native.network import Layer, Node
 from polytool.errors import UnsupportedError
 

@@ -19,8 +19,8 @@ from polytool.backends.native.cuda.epilogues import (
 )
 from polytool.backends.native.cuda.recorder import Recorder, lowering
 from polytool.backends.native.kernels.direct import Product
+from polytool.backends.native.kernels.epilogue import Epilogue
 from polytool.backends.native.kernels.gemm import (
-    Epilogue,
     Matrix,
 )
 from polytool.backends.native.network import Constant, Layer, Node, Tensor

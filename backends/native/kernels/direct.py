@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from polytool.backends.native.kernels.epilogue import Epilogue
 from polytool.backends.native.kernels.gather import blocks, check_size
-from polytool.backends.native.kernels.gemm import Epilogue
 from polytool.backends.native.kernels.source import (
     C_TYPES,
     Argument,

@@ -6,8 +6,8 @@ import ctypes
 from dataclasses import dataclass
 from functools import cached_property
 
+from polytool.backends.native.kernels.epilogue import Epilogue
 from polytool.backends.native.kernels.gemm import (
-    Epilogue,
     Matrix,
     group_product,
     vector_width,
