@@ -150,5 +150,8 @@ def test_the_command_answers_no_with_1(
 
 def test_the_command_answers_yes_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     onnx.save(model("g (float[2,3] x) => (float[2,3] y) { y = Neg(x) }"), tmp_path / "m.onnx")
-    assert cli.main(["inspect", "capability", str(tmp_path / "m.onnx")]) == 0
-    assert "runs all 1 nodes" in capsys.readouterr().out
+    command = ["inspect", "capability", str(tmp_path / "m.onnx"), "--with-partitioning"]
+    assert cli.main([*command, "-o", str(tmp_path / "parts")]) == 0
+    said = capsys.readouterr()
+    assert "runs all 1 nodes" in said.out and "saved nothing" in said.err
+    assert not (tmp_path / "parts").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from polytool.cli import options
-from polytool.cli.output import result
+from polytool.cli.output import note, result
 
 
 @options.command()
@@ -41,5 +41,7 @@ def capability(
 
     source = load(model, external_data_dir=external_data_dir)
     found = find(source, partitions=output if with_partitioning else None)
+    if with_partitioning and found.supported:
+        note("--with-partitioning saved nothing: there is nothing to cut out")
     result(as_json, text(found), found.to_json())
     return int(not found.supported)
