@@ -189,6 +189,11 @@ CASES: dict[str, tuple[str, dict, dict]] = {
         {"a": whole(255, 3, 70, 300, dtype="uint8"), "p": np.array(7, "uint8")},
         {"w": whole(120, 300, 130, dtype="int8")},
     ),
+    "matmul_integer_on_tensor_cores": (
+        "y = MatMulInteger(a, w, p, z)",
+        {"a": whole(255, 3, 70, 320, dtype="uint8"), "p": np.array(131, "uint8")},
+        {"w": whole(255, 320, 200, dtype="uint8"), "z": np.array(128, "uint8")},
+    ),
     "dynamic_quantize": ("y, s, z = DynamicQuantizeLinear(a)", {"a": real(300, 900)}, {}),
     "stft": (
         "y = STFT(a, k, w)",

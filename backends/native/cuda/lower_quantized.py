@@ -144,7 +144,7 @@ def integer_product(
     )  # fmt: skip
 
 
-@lowering("MatMulInteger")
+@lowering("MatMulInteger", general=True)
 def matmul_integer(rec: Recorder, layer: Layer) -> None:
     """int32 sums of products of 8-bit numbers."""
     node, (output,) = layer.nodes[0], layer.outputs
