@@ -148,6 +148,8 @@ def _types(network: Network) -> dict[str, DType]:
 
 
 def _saved(source: Source, part: Subgraph, types: dict[str, DType], path: Path) -> Subgraph:
+    if not part.outputs:
+        return replace(part, reason="not saved: nothing needs what it computes")
     ports = [[Port(n, None, types.get(n)) for n in names] for names in (part.inputs, part.outputs)]
     try:
         extract(source, *ports).save(path)

@@ -133,6 +133,14 @@ def test_a_subgraph_whose_types_nobody_tells_is_not_saved_and_says_so(tmp_path: 
     )
 
 
+def test_what_nothing_needs_is_not_saved(tmp_path: Path) -> None:
+    proto = model("g (float[2,3] x) => (float[2,3] y) { y = Neg(x) d = own.Dead(x) }")
+    found = capability(proto, partitions=tmp_path)
+    assert [(s.nodes, s.reason) for s in found.subgraphs if s.path is None] == [
+        (("Dead:d",), "not saved: nothing needs what it computes")
+    ]
+
+
 def test_the_command_answers_no_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
