@@ -106,3 +106,27 @@ def test_a_fix_of_locate_is_written_as_casts_and_onnxruntime_meets_its_target(tm
     assert facts["notes"] == []
     assert facts["done"]["nodes in float32"] > 0
     assert before < target <= after + 0.5
+
+
+def test_locate_and_convert_mend_a_model_that_overflows(real_model, tmp_path, capfd):
+    """From the finding to a file that other runtimes run, with commands alone."""
+    model = real_model("magika")
+    feeds = {name: value[:1] for name, value in model.feeds().items()}
+    np.savez(tmp_path / "x.npz", **feeds)
+    exact = OnnxrtRunner(model.path).infer(feeds)
+    half, fix = tmp_path / "half.onnx", tmp_path / "fix.json"
+
+    def converted(*more):
+        """Errors on the native engine, and on onnxruntime, which skips casts on a CPU."""
+        args = ["convert", model.path, "-o", half, "--fp-to-fp16", "--no-check-ranges", *more]
+        assert main([str(a) for a in args]) == 0
+        runners = NativeRunner(half, device="cpu"), OnnxrtRunner(half)
+        return [error(runner.infer(feeds), exact) for runner in runners]
+
+    assert converted()[0] > 0.5  # a sum of 117,000 overflows
+    args = ["debug", "locate", model.path, "--native", "--fp16", "--device", "cpu",
+            "--load-inputs", tmp_path / "x.npz", "--target", "snr>=40", "--fix", fix]  # fmt: skip
+    assert main([str(a) for a in args]) == 1
+    capfd.readouterr()
+    assert max(converted("--layer-precisions", fix)) < 0.01
+    assert "matches no node" not in capfd.readouterr().err
