@@ -16,7 +16,7 @@ from polytool.backends.native.cuda.arrays import DeviceArray
 from polytool.backends.native.kernels import driver, handover
 from polytool.backends.native.kernels.launch import Launch, Launchable, prepare
 
-_GRAPHS = 4
+_GRAPHS = 8
 """Instances of the graph, one for each set of addresses that comes again and again."""
 _ALIGNED = 16
 """What kernels expect of every tensor's address."""
@@ -124,6 +124,8 @@ class Handover:
                 self._loaded = True
                 return 0
             executable = self._instance(addresses)
+        else:
+            self._ready.move_to_end(addresses)
         return raw.launch(executable, self._stream)  # type: ignore[no-any-return]  # ctypes is untyped
 
     def _point(self, addresses: Sequence[int]) -> None:
