@@ -10,8 +10,9 @@ from polytool.backends.native.cuda.buffers import View
 from polytool.backends.native.cuda.elements import compute
 from polytool.backends.native.cuda.lower_indexing import given
 from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.kernels.epilogue import Epilogue
 from polytool.backends.native.kernels.expr import Step, Tree
-from polytool.backends.native.kernels.gemm import Epilogue, Matrix, candidates
+from polytool.backends.native.kernels.gemm import Matrix, candidates
 from polytool.backends.native.network import Constant, Layer, Tensor
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType
