@@ -99,10 +99,10 @@ def round_float16(value: Array) -> Array:
             result[small] = np.copysign(
                 (size[small] + np.float32(0.75)) - np.float32(0.75), source[small]
             )
-        large = size >= np.float32(65520.0)
-        if large.any():
+        if not size.max() < np.float32(65520.0):  # too large, or NaN
+            large = size >= np.float32(65520.0)
             result[large] = np.copysign(np.float32(np.inf), source[large])
-        _keep_nan(source, result)
+            _keep_nan(source, result)
 
     return _tiled(value, tile)
 

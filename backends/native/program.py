@@ -37,6 +37,7 @@ class Step:
     Attributes:
         wants: the NumPy dtype of each output; None where every value must be looked at.
         dead: slots that nothing reads after this step.
+        exact: whether the layer only moves values, so that nothing is rounded.
         watched: runs the layer with a `Watch` for the layers of its bodies; control flow only.
     """
 
@@ -46,6 +47,7 @@ class Step:
     targets: tuple[int, ...]
     wants: tuple[Any, ...]
     dead: tuple[int, ...]
+    exact: bool
     watched: Callable[..., Sequence[Any]] | None = None
 
 
@@ -104,9 +106,11 @@ class Program:
     def _step(self, index: int, layer: Layer, last: dict[Tensor, int]) -> Step:
         inputs = layer.inputs
         dead = tuple(self._slot(t) for t in (*inputs, *layer.outputs) if last.get(t) == index)
+        operator = layer.nodes[-1].operator
+        exact = len(layer.nodes) == 1 and operator is not None and operator.exact
         wants = tuple(
             None
-            if t.dtype is None or t.dtype in _REDUCED or t.container != "tensor"
+            if t.dtype is None or (t.dtype in _REDUCED and not exact) or t.container != "tensor"
             else storage(t.dtype, wide=self.mode.wide)
             for t in layer.outputs
         )
@@ -124,6 +128,7 @@ class Program:
             tuple(self._slot(t) for t in layer.outputs),
             wants,
             dead,
+            exact,
             watched,
         )
 
@@ -207,14 +212,13 @@ class Program:
     def _store(
         self, step: Step, produced: Sequence[Any], slots: list[Any], alter: Alter | None
     ) -> None:
-        for target, value, want in zip(step.targets, produced, step.wants, strict=False):
+        tensors = step.layer.outputs
+        for target, value, want, tensor in zip(
+            step.targets, produced, step.wants, tensors, strict=False
+        ):
             if type(value) is not np.ndarray or value.dtype is not want:
-                value = self._stored(value, step.layer, target)
+                value = as_stored(value, tensor, step.exact, self.mode)
             slots[target] = value if alter is None else alter(value)
-
-    def _stored(self, value: Any, layer: Layer, target: int) -> Any:
-        tensor = next(t for t in layer.outputs if self._slots[t] == target)
-        return as_stored(value, tensor, layer, self.mode)
 
 
 class LazyProgram:
@@ -247,8 +251,8 @@ class LazyProgram:
         ]
 
 
-def as_stored(value: Any, tensor: Tensor, layer: Layer, mode: Mode) -> Any:
-    """What a layer returned, as `tensor` is stored: rounded unless its operator is exact."""
+def as_stored(value: Any, tensor: Tensor, exact: bool, mode: Mode) -> Any:
+    """What a layer returned, as `tensor` is stored: rounded unless the layer is exact."""
     if isinstance(value, (list, dict)) or value is None:
         return value
     array = np.asarray(value)
@@ -256,8 +260,7 @@ def as_stored(value: Any, tensor: Tensor, layer: Layer, mode: Mode) -> Any:
         return array
     if tensor.dtype is DType.STRING:
         return array if array.dtype == object else array.astype(object)
-    operator = layer.nodes[-1].operator
-    if len(layer.nodes) == 1 and operator is not None and operator.exact:
+    if exact:
         return load(array, tensor.dtype, wide=mode.wide)
     return store(array, tensor.dtype, wide=mode.wide)
 
