@@ -322,3 +322,15 @@ def test_what_was_removed_is_counted() -> None:
     _, report = simplified(proto)
     assert report.done["Identity without effect removed"] == 1
     assert report.done["Cast without effect removed"] == 1
+
+
+def test_a_slice_of_an_open_size_stays_at_opset_10() -> None:
+    """ONNX's inference says of Slice-10 that open sizes stay as they are."""
+    proto = parse(
+        "g (float[N] x) => (float[M] y) <int64[1] s = {0}, int64[1] e = {5}> "
+        "{a = Slice(x, s, e) y = Neg(a)}",
+        opset=10,
+    )
+    model, _ = simplified(proto)
+    assert ops(model) == {"Slice": 1, "Neg": 1}
+    assert_equivalent(proto, model, {"x": np.arange(9, dtype=np.float32)})
