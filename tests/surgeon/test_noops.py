@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tests.surgeon.surgery import assert_equivalent, ops, parse, simplified
