@@ -223,7 +223,7 @@ def engine(
 
 def _engine_text(found: EngineDescription, show: Collection[str]) -> str:
     lines = [
-        f"{found.path}: engine for {found.device}, {found.config.get('precision', '')}",
+        f"{found.path}: engine, {found.config.get('precision', '')}",
         f"{len(found.layers)} layers of {found.nodes} nodes, {quantity(found.parameters)} "
         f"parameters, {size(found.weight_bytes)} of weights",
         *(f"tactics and kernels for {name}" for name in found.devices),
