@@ -293,7 +293,7 @@ class _Parser:
                 node.version,
                 [t.dtype if t is not None else None for t in inputs],
                 len(node.outputs),
-                node.attrs,
+                {k: v for k, v in node.attrs.items() if k in operator.wants},
             )
         container = output_container(node.op, [t.container for t in inputs if t is not None])
         outputs: list[Tensor | None] = []

@@ -75,6 +75,11 @@ def test_every_node_is_told_with_its_reason_and_place() -> None:
     ]
 
 
+def test_an_unknown_attribute_of_an_operator_that_tells_its_types_is_told() -> None:
+    (found,) = capability(model("g (float[2,2] x) => (y) { y = EyeLike<axis = 2>(x) }")).unsupported
+    assert found.reason == "the engine knows no attribute axis of it"
+
+
 def test_an_unknown_opset_is_a_reason_for_each_of_its_nodes() -> None:
     found = capability(model("g (float[2] x) => (float[2] y) { y = Neg(x) }", opset=200))
     (node,) = found.unsupported
