@@ -15,6 +15,7 @@ there is a find. Linux only.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -183,7 +184,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     worker, outcomes, finds = Worker(), Counter[str](), Counter[str]()
     done, end = 0, time.monotonic() + args.seconds
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
         replayed = ((p.name, p.resolve()) for p in args.replay or ())
         made = replayed if args.replay else files(args.kind, args.seed, args.first, Path(folder))
         for name, path in made:
