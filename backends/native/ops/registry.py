@@ -283,6 +283,9 @@ def _misfit(
     for formal, is_given in zip(formals, given, strict=False):
         if not is_given and "None" not in str(formal.annotation):
             return f"its input {formal.name!r} is left out"
+    rest = next((p for p in signature.parameters.values() if p.kind is p.VAR_POSITIONAL), None)
+    if rest is not None and "None" not in str(rest.annotation) and not all(given[len(formals) :]):
+        return f"one of its inputs {rest.name!r} is left out"
     for name, kind in attributes:
         annotation = str(signature.parameters[name].annotation).removesuffix(" | None")
         if kind not in _KINDS.get(annotation, (kind,)):
