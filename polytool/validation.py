@@ -85,7 +85,11 @@ class _Rules:
         count = 1 if schema.name == "Resize" else None  # Resize-11 is written without roi or scales
         self.needed = [i for i, x in enumerate(schema.inputs[:count]) if x.option == single]
         self.types = {name: _number(a.type) for name, a in schema.attributes.items()}
-        self.required = [name for name, a in schema.attributes.items() if a.required]
+        self.required = [
+            name
+            for name, a in schema.attributes.items()
+            if a.required and name != "consumed_inputs"  # a hint of opset 1 that nothing reads
+        ]
         self.has_bodies = AttributeProto.GRAPH in self.types.values()
 
     def faults(self, node: NodeProto) -> Iterator[str]:
