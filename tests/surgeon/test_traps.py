@@ -11,8 +11,9 @@ from polytool.feeds import make_feeds
 from polytool.model import Model
 from polytool.surgeon import sanitize
 from tests.surgeon import test_fold, test_loops, test_noops, test_scopes, test_weights
+from tests.surgeon.function_traps import FUNCTIONS
 from tests.surgeon.surgery import assert_equivalent, parse
-from tests.surgeon.traps import FUNCTIONS, TRAPS
+from tests.surgeon.traps import TRAPS
 
 pytestmark = pytest.mark.ort
 
