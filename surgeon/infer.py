@@ -33,7 +33,7 @@ def infer(workspace: Workspace, report: Report | None = None) -> None:
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as err:
         if report is not None:
             report.refuse("the graph", f"shapes cannot be inferred: {_first_line(err)}")
-        _infer_one_by_one(workspace.main)
+        infer_one_by_one(workspace.main)
         return
     _assign(workspace.main, inferred.graph)
 
@@ -75,12 +75,12 @@ def _declared(value: Value) -> Type | None:
     return Type("tensor", known.dtype, None, type_proto(known.dtype, None))
 
 
-def _infer_one_by_one(graph: Graph) -> None:
+def infer_one_by_one(graph: Graph) -> None:
     """What can be told although a node is broken, in bodies too."""
     opsets = [onnx.helper.make_opsetid(d, v) for d, v in graph.opsets.items()]
     for node in graph.nodes:
         for body in node.bodies.values():
-            _infer_one_by_one(body)
+            infer_one_by_one(body)
         for value, proto in _outputs_alone(node, opsets):
             value.type = read_type(proto) or value.type
 

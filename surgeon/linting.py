@@ -10,7 +10,7 @@ from polytool.errors import ModelError
 from polytool.model import Source
 from polytool.surgeon.graph import Node, Workspace
 from polytool.surgeon.gs_graph import open_model
-from polytool.surgeon.infer import infer
+from polytool.surgeon.infer import infer, infer_one_by_one
 from polytool.surgeon.order import named_graphs
 from polytool.surgeon.report import Report
 
@@ -144,7 +144,10 @@ def lint(
         found.add(EXCEPTION, "polytool", str(err))
         found.unchecked = dict.fromkeys(found.labels, "the graph has a cycle")
         return found
-    infer(workspace, Report())
+    if workspace.problems:  # on names that nothing defines, inference of the whole may crash
+        infer_one_by_one(workspace.main)
+    else:
+        infer(workspace, Report())
     run = Run(workspace, found, providers)
     check_nodes(workspace, paths, found, loads=run.loads)
     if not run.loads:
