@@ -119,7 +119,10 @@ class _Rules:
                 yield f"has an attribute {name!r} that is no {kind}"
             elif attribute.ref_attr_name:  # the function's caller says it
                 continue
-            elif name in _ELEMENT_TYPES and attribute.i not in _ELEMENT_TYPES[name]:
+            elif (
+                attribute.type == AttributeProto.INT  # Cast-1 writes the type's name
+                and attribute.i not in _ELEMENT_TYPES.get(name, (attribute.i,))
+            ):
                 yield f"has {name}={attribute.i}, which is no element type"
         if self.op == "Constant" and len(given) != 1:
             yield f"has {len(given)} values, not one"

@@ -11,8 +11,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from onnx import TensorProto
 
-from polytool.backends.native.ops.registry import Arg, Array, dtypes, op, shape
+from polytool.backends.native.ops.registry import Arg, Array, Node, dtypes, op, shape, upgrade
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType
 
@@ -26,7 +27,14 @@ _FLOAT8_MAX = {
 _EXACT_IN_DOUBLE = 1 << 53
 
 
-@op("Cast", since=1, pointwise=True)
+@upgrade("Cast", since=1)
+def cast_type_by_name(node: Node) -> Node:
+    """Before version 6 `to` is the type's name."""
+    number = TensorProto.DataType.Value(node.attrs["to"])
+    return node.raised(attrs={**node.attrs, "to": number}, version=6)
+
+
+@op("Cast", since=6, pointwise=True)
 def cast(
     xp: Any,
     x: Array,
