@@ -32,19 +32,22 @@ from scripts import gpu_peers
 from scripts.gpu_networks import NETWORKS, Inputs, export
 
 RUNS, WARM = 200, 20
+TURNS, SETTLE = 5, 5
 PEERS = ("compile", "onnxrt")
 
 
-def median(run: Callable[[], Any]) -> float:
-    """Milliseconds."""
-    for _ in range(WARM):
-        run()
-    times = []
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return round(statistics.median(times) * 1e3, 4)
+def medians(parts: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Milliseconds of each; the parts take turns, so that clocks are the same for all."""
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for turn in range(TURNS):
+        for name, run in parts.items():
+            for _ in range(WARM if turn == 0 else SETTLE):
+                run()
+            for _ in range(RUNS // TURNS):
+                start = time.perf_counter()
+                run()
+                times[name].append(time.perf_counter() - start)
+    return {name: round(statistics.median(took) * 1e3, 4) for name, took in times.items()}
 
 
 def bench(name: str, batch: int, precision: str, peers: list[str], count: int) -> dict[str, Any]:
@@ -100,11 +103,14 @@ def engine(
     row["error"] = mean_error(((context.infer(named(s))["y"] for s in samples)), truth)
     (same,) = context.infer(given).values()
     row["same_on_device"] = bool(np.array_equal(same.cpu().numpy(), context.infer(feeds)["y"]))
-    row["ms"] = median(lambda: context.infer(given))
-    row["numpy_ms"] = median(lambda: context.infer(feeds))
+    parts: dict[str, Callable[[], Any]] = {
+        "ms": lambda: context.infer(given),
+        "numpy_ms": lambda: context.infer(feeds),
+    }
     found = context._replays.find(given) if context._replays is not None else None
     if found is not None:
-        row["graph_ms"] = median(found[0].launcher(found[1]))
+        parts["graph_ms"] = found[0].launcher(found[1])
+    row |= medians(parts)
     program: Any = context._program
     row["on_host"] = program.on_host
     stretch = program.whole()
@@ -127,8 +133,8 @@ def time_peer(
         made = gpu_peers.torch_compile(model, samples[0])
     else:
         made = gpu_peers.onnxruntime_cuda(model, samples[0], folder)
-    took = median(made.run)
-    return {f"{peer}_ms": took, f"{peer}_error": mean_error(map(made.on, samples), truth)}
+    row = medians({f"{peer}_ms": made.run})
+    return {**row, f"{peer}_error": mean_error(map(made.on, samples), truth)}
 
 
 def mean_error(results: Iterator[Any], truth: list[Any]) -> float:
