@@ -300,13 +300,30 @@ struct bfloat_t;
     template <typename T> struct compute;                                                         \
     template <typename T> typename compute<T>::type widen(T v);                                   \
     template <typename C, typename E, int N>                                                      \
-    void emulated_group(C (&c)[N / 8][4], const unsigned char* a, const unsigned char* b) {       \
+    void emulated_group(C (&c)[N / 8][4], const unsigned char* a, const unsigned char* b, int add) { \
         int lane = emu::current->lane, warp = threadIdx.x / 32 % 4;                               \
         for (int j = 0; j < N / 8; j++)                                                           \
             for (int i = 0; i < 4; i++) {                                                         \
+                if (!add) c[j][i] = 0;                                                            \
                 int row = warp * 16 + lane / 4 + i / 2 * 8, col = j * 8 + lane % 4 * 2 + i % 2;   \
                 for (int k = 0; k < 32 / (int)sizeof(E); k++)                                     \
                     c[j][i] += (C)widen(swizzled_at<E>(a, row, k)) * (C)widen(swizzled_at<E>(b, col, k)); \
+            }                                                                                     \
+    }                                                                                             \
+    template <typename E, int N>                                                                  \
+    void emulated_registers(float (&c)[N / 8][4], const u32 (&a)[4], const unsigned char* b, int add) { \
+        struct R { u32 a[4]; } mine = {{a[0], a[1], a[2], a[3]}}, all[32];                        \
+        emu::exchange(mine, all);                                                                 \
+        int lane = emu::current->lane;                                                            \
+        for (int j = 0; j < N / 8; j++)                                                           \
+            for (int i = 0; i < 4; i++) {                                                         \
+                int col = j * 8 + lane % 4 * 2 + i % 2;                                           \
+                if (!add) c[j][i] = 0;                                                            \
+                for (int k = 0; k < 16; k++) {                                                    \
+                    const R& from = all[lane / 4 * 4 + k % 8 / 2];                                \
+                    c[j][i] += (float)widen(((const E*)&from.a[i / 2 + k / 8 * 2])[k % 2]) *      \
+                               (float)widen(swizzled_at<E>(b, k, col));                           \
+                }                                                                                 \
             }                                                                                     \
     }                                                                                             \
     inline u32 round_tf32(u32 b) { return (b + 0x1000u) & ~0x1fffu; }                             \

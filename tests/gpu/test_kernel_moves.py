@@ -1,5 +1,7 @@
 """Pointwise trees, norms, reductions and moves of elements, on the host and on the GPU."""
 
+import math
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -320,3 +322,17 @@ def test_non_max_suppression(run_plan, rng, center):
     op = ordering.NonMaxSuppression(bool(center))
     run_plan(op.plan(2, 3, 60, 7, overlap=0.3, score=0.2), [boxes, scores, found, count])
     np.testing.assert_array_equal(found[: count[0]], expected)
+
+
+def test_gelu_for_16_bits_errs_far_below_their_rounding(run_plan):
+    x = np.concatenate((np.linspace(-18, 18, 4093), [np.inf, -np.inf, np.nan])).astype("f4")
+    exact = np.array([v * math.erfc(-v / math.sqrt(2)) / 2 for v in x[:-3].tolist()])
+    out = np.full(x.shape, np.nan, "f2")
+    op = Pointwise(Tree((S,), (Step.of("Gelu", 0, dtype=H),)))
+    kernel, operands = op.kernel(op.pattern(x.shape, [Operand(x.shape)])), [Operand(x.shape)]
+    assert "gelu_erf_fast" in kernel.source
+    run_plan(op.plan(x.shape, operands), [x, out])
+    rounded = exact.astype("f2").astype("f8")
+    off = np.abs(out[:-3] - exact) - np.abs(rounded - exact)
+    assert (off <= 4e-5 * np.maximum(np.abs(exact), 1e-2)).all()
+    assert out[-3] == np.inf and out[-2] == 0 and np.isnan(out[-1])

@@ -11,6 +11,7 @@ from polytool.backends.native.cuda.epilogues import (
 from polytool.backends.native.cuda.library import attention_request
 from polytool.backends.native.cuda.recorder import Recorder, lowering
 from polytool.backends.native.kernels import attention as attention_kernels
+from polytool.backends.native.kernels.attention_group import HEADS, AttentionGroup, forms
 from polytool.backends.native.kernels.source import SHARED_LIMIT
 from polytool.backends.native.network import Layer
 from polytool.errors import UnsupportedError
@@ -61,10 +62,13 @@ def attention(rec: Recorder, layer: Layer) -> None:
     )
     causal = bool(node.attrs.get("is_causal", 0))
     fitting = attention_kernels.fitting_forms(k.shape[2], mask is not None)
-    kernels = [
+    kernels: list[attention_kernels.Attention | AttentionGroup] = [
         attention_kernels.Attention(q.dtype, size, mask_dtype, causal, form, mask_rows, mask_pairs)
         for form in (*attention_kernels.FORMS, *fitting)
     ]
+    if size in HEADS and (mask is None or not mask_rows):
+        shapes = forms(rows, k.shape[2])
+        kernels += [AttentionGroup(q.dtype, size, mask_dtype, causal, form) for form in shapes]
     plans = [a.plan(layout) for a in kernels if a.shared(layout.keys) <= SHARED_LIMIT]
     signature = f"attention {q.dtype.label} {layout!r} {mask_dtype} {mask_pairs} {causal}"
     libraries = [attention_request(q.dtype, layout, size, causal)] if mask is None else []

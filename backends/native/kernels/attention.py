@@ -18,7 +18,7 @@ from polytool.backends.native.kernels.source import (
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType
 
-_MMA = {
+MMA = {
     DType.FLOAT16: ("mma_half", "pack_half"),
     DType.BFLOAT16: ("mma_bfloat", "pack_bfloat"),
 }
@@ -85,6 +85,19 @@ class Layout:
     causal_offset: int = 0
 
 
+def argument(layout: Layout) -> Shape:
+    """The kernels' argument."""
+    return Shape(
+        layout.queries,
+        layout.keys,
+        layout.heads // layout.kv_heads,
+        layout.causal_offset,
+        layout.scale,
+        *((ctypes.c_longlong * 3)(*s) for s in (layout.q, layout.k, layout.v, layout.o)),
+        (ctypes.c_longlong * 4)(*layout.mask),
+    )
+
+
 @dataclass(frozen=True)
 class Attention:
     """One block shape of fused attention.
@@ -106,7 +119,7 @@ class Attention:
     mask_pairs: bool = False
 
     def __post_init__(self) -> None:
-        if self.dtype not in _MMA or self.head % 16 or not 16 <= self.head <= 256:
+        if self.dtype not in MMA or self.head % 16 or not 16 <= self.head <= 256:
             raise UnsupportedError(
                 f"fused attention takes float16 and bfloat16 heads of 16, 32 .. 256 elements, not"
                 f" {self.dtype.label} of {self.head}"
@@ -130,7 +143,7 @@ class Attention:
     @cached_property
     def kernel(self) -> Kernel:
         """The kernel, for every shape."""
-        mma, pack = _MMA[self.dtype]
+        mma, pack = MMA[self.dtype]
         threads = self.form[0] * self.form[1] * 32
         defines: dict[str, str | int] = {
             "T": C_TYPES[self.dtype],
@@ -155,17 +168,8 @@ class Attention:
 
     def plan(self, layout: Layout) -> Plan:
         """The launch. Buffers: Q, K, V, the mask if there is one, the output."""
-        shape = Shape(
-            layout.queries,
-            layout.keys,
-            layout.heads // layout.kv_heads,
-            layout.causal_offset,
-            layout.scale,
-            *((ctypes.c_longlong * 3)(*s) for s in (layout.q, layout.k, layout.v, layout.o)),
-            (ctypes.c_longlong * 4)(*layout.mask),
-        )
         masked = self.mask is not None
-        args = (Buffer(0), Buffer(1), Buffer(2), Buffer(4 if masked else 3), shape)
+        args = (Buffer(0), Buffer(1), Buffer(2), Buffer(4 if masked else 3), argument(layout))
         rows = self.form[0] * 16
         grid = (-(-layout.queries // rows), layout.heads, layout.batch)
         block = (self.kernel.threads, 1, 1)

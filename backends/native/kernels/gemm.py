@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from polytool.backends.native.kernels.epilogue import Epilogue
+from polytool.backends.native.kernels.matrix_units import GROUP_TYPES, group_product
 from polytool.backends.native.kernels.source import (
     C_TYPES,
     SHARED_LIMIT,
@@ -311,35 +312,6 @@ class Gemm:
         return Plan((call,), name=f"gemm {self.tile} k/{split}")
 
 
-_GROUP = {
-    DType.FLOAT16: ("k16.f32.f16.f16", ", 1, 1, 0, 0", "f", "float", "half_t"),
-    DType.BFLOAT16: ("k16.f32.bf16.bf16", ", 1, 1, 0, 0", "f", "float", "bfloat_t"),
-    DType.INT8: ("k32.s32.s8.s8", "", "r", "int", "signed char"),
-}
-
-
-def group_product(dtype: DType, columns: int) -> str:
-    """`mma_group`: a warpgroup multiplies 64 rows with `columns` over 32 bytes of k."""
-    shape, scales, register, acc, element = _GROUP[dtype]
-    count = columns // 2
-    registers = ", ".join(f"%{i}" for i in range(count))
-    operands = ", ".join(f'"+{register}"(c[{i // 4}][{i % 4}])' for i in range(count))
-    return "\n".join(
-        (
-            f"DEVICE void mma_group({acc} (&c)[{columns // 8}][4], matrix_place a,"
-            " matrix_place b) {",
-            "#ifdef HOST_EMULATION",
-            f"    emulated_group<{acc}, {element}, {columns}>(c, a, b);",
-            "#else",
-            f'    asm volatile("wgmma.mma_async.sync.aligned.m64n{columns}{shape} {{{registers}}},'
-            f' %{count}, %{count + 1}, 1{scales};"',
-            f'        : {operands} : "l"(a), "l"(b));',
-            "#endif",
-            "}",
-        )
-    )
-
-
 def vector_width(n: int, dtypes: Sequence[DType]) -> int:
     """Columns that one store may cover when rows have `n` columns."""
     widest = max(item_size(d) for d in dtypes)
@@ -373,7 +345,7 @@ def candidates(
     slices = -(-problem.k // slice_k)
     found = []
     for tile in TILES:
-        if tile.group and dtype not in _GROUP:
+        if tile.group and dtype not in GROUP_TYPES:
             continue
         tiles = -(-problem.m // tile.m) * -(-n // tile.n) * problem.batch
         if tile.n > max(32, 2 * n) or tile.m > max(32, 2 * problem.m):

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from polytool.backends.native.kernels.epilogue import Epilogue
-from polytool.backends.native.kernels.gemm import (
-    Matrix,
-    group_product,
-    vector_width,
-)
+from polytool.backends.native.kernels.gemm import Matrix, vector_width
+from polytool.backends.native.kernels.matrix_units import group_product
 from polytool.backends.native.kernels.source import (
     C_TYPES,
     SHARED_LIMIT,

@@ -1,0 +1,110 @@
+"""Fused attention for the 16-bit types by Hopper's matrix units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from polytool.backends.native.kernels.attention import MMA, Layout, argument
+from polytool.backends.native.kernels.matrix_units import group_product, register_product
+from polytool.backends.native.kernels.source import (
+    C_TYPES,
+    SHARED_LIMIT,
+    Buffer,
+    Call,
+    Kernel,
+    Plan,
+    assemble,
+)
+from polytool.errors import UnsupportedError
+from polytool.tensors import DType
+
+HEADS = (64, 128)
+_FORMS = ((1, 64), (2, 64), (1, 128), (2, 128), (3, 128))
+_KEYS = range(48, 257)  # of a tile: few are slow, more do not fit into registers
+
+
+def forms(queries: int, keys: int) -> list[tuple[int, int]]:
+    """Candidates: warpgroups of 64 queries, keys a tile; also such that few tiles just hold all."""
+    groups = [g for g in (1, 2, 3, 4) if (g - 1) * 64 < queries]
+    tiles = [-(-keys // (16 * n)) * 16 for n in (1, 2, 3)]
+    fitting = [(g, t) for g in groups for t in tiles if t in _KEYS]
+    general = [form for form in _FORMS if form[0] in groups and form[1] < keys]
+    return list(dict.fromkeys((*fitting, *general)))
+
+
+@dataclass(frozen=True)
+class AttentionGroup:
+    """One block shape of fused attention whose mask, if any, is the same for all queries.
+
+    Attributes:
+        head: elements of a head, 64 or 128.
+        mask: the mask's element type: a float type is added, BOOL selects, None for no mask.
+        form: warpgroups of 64 queries, keys a tile.
+    """
+
+    dtype: DType
+    head: int
+    mask: DType | None = None
+    causal: bool = False
+    form: tuple[int, int] = (2, 64)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in MMA or self.head not in HEADS:
+            raise UnsupportedError(
+                "attention by matrix units takes float16 and bfloat16 heads of 64 and 128 elements,"
+                f" not {self.dtype.label} of {self.head}"
+            )
+
+    @property
+    def threads(self) -> int:
+        """Threads a block."""
+        return self.form[0] * 128
+
+    def shared(self, keys: int) -> int:
+        """Bytes of dynamic shared memory for so many keys: two tiles of them, one if it is all."""
+        groups, tile = self.form
+        tiles = (groups * 64 + (2 if keys <= tile else 4) * tile) * self.head * 2
+        return tiles + (-(-keys // tile) * tile * 4 if self.mask is not None else 0)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that a multiprocessor should hold: as registers and shared memory allow."""
+        registers = self.form[1] // 2 + self.head // 2 + 32  # scores, results, the rest
+        by_registers = 65536 // (self.threads * -(-registers // 8) * 8)
+        return max(1, min(by_registers, SHARED_LIMIT // (self.shared(self.form[1]) + 1024), 8))
+
+    @cached_property
+    def kernel(self) -> Kernel:
+        """The kernel, for every shape."""
+        groups, tile = self.form
+        defines: dict[str, str | int] = {
+            "T": C_TYPES[self.dtype],
+            "PACK": MMA[self.dtype][1],
+            "HEAD": self.head,
+            "GROUPS": groups,
+            "BC": tile,
+            "BLOCKS": self.blocks,
+            "CAUSAL": int(self.causal),
+            "MASK": 0 if self.mask is None else 2 if self.mask is DType.BOOL else 1,
+            "T_MASK": C_TYPES[self.mask or DType.FLOAT],
+        }
+        code = group_product(self.dtype, tile, "scores_group")
+        code += "\n" + register_product(self.dtype, 64, "values_group")
+        return assemble(
+            "attention_group", "attention_group", defines=defines, code=code, threads=self.threads
+        )
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Every kernel that `plan` can ask for."""
+        return (self.kernel,)
+
+    def plan(self, layout: Layout) -> Plan:
+        """The launch. Buffers: Q, K, V, the mask if there is one, the output."""
+        masked = self.mask is not None
+        args = (Buffer(0), Buffer(1), Buffer(2), Buffer(4 if masked else 3), argument(layout))
+        grid = (-(-layout.queries // (self.form[0] * 64)), layout.heads, layout.batch)
+        block = (self.threads, 1, 1)
+        shared = self.shared(layout.keys)
+        call = Call(self.kernel, grid, block, (*args, Buffer(3)) if masked else args, shared)
+        return Plan((call,), name="attention_group " + "x".join(map(str, self.form)))

@@ -1,0 +1,242 @@
+// softmax(scale Q K^T + mask) V by Hopper's matrix units: a warpgroup takes 64 queries of one head,
+// scores stay in registers, from where they multiply V. The GROUPS warpgroups of a block share the keys.
+//
+// Tensors are addressed by batch, head and row strides; the scale is positive. Macros: T (half_t or
+// bfloat_t), PACK, HEAD (64 or 128), GROUPS, BC (keys a tile, a multiple of 16), CAUSAL, MASK (0 none, 1
+// additive, 2 boolean; one row for all queries), T_MASK, BLOCKS (on a multiprocessor).
+
+struct attention_shape {
+    int queries, keys, group, causal_offset;
+    float scale;
+    i64 q[3], k[3], v[3], o[3];  // strides of batch, head, row
+    i64 mask[4];                 // and of the column
+};
+
+#define THREADS (GROUPS * 128)
+#define PANELS (HEAD / 64)  // of 64 elements, the width of the swizzle
+#define LOG2E 1.4426950408889634f
+
+DEVICE unsigned char* swizzled(unsigned char* tile, int row, int chunk) {
+    return tile + row * 128 + ((chunk ^ (row & 7)) << 4);
+}
+
+// rows that are not there become zeros
+template <int ROWS> DEVICE void load_tile(unsigned char* tile, const T* from, i64 row_stride, int valid) {
+    constexpr int at_once = THREADS / 8;
+    const int chunk = threadIdx.x & 7, row = threadIdx.x >> 3;
+    const shared_place to = place_of(swizzled(tile, row, chunk));  // further rows are multiples of eight away
+    from += row * row_stride + chunk * 8;
+#pragma unroll
+    for (int r = 0; r < ROWS; r += at_once)
+        if (ROWS % at_once == 0 || row + r < ROWS)
+#pragma unroll
+            for (int p = 0; p < PANELS; p++)
+                copy_async16(to + (p * ROWS + r) * 128, from + r * row_stride + p * 64, row + r < valid);
+}
+
+GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const T* q, const T* k, const T* v, T* o, attention_shape g
+#if MASK
+    , const T_MASK* mask
+#endif
+) {
+    DYNAMIC_SHARED(shared);
+    release_successor();
+    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, group = warp >> 2;
+    const int first = blockIdx.x * GROUPS * 64, head = blockIdx.y, batch = blockIdx.z;
+    q += batch * g.q[0] + head * g.q[1] + first * g.q[2];
+    k += batch * g.k[0] + head / g.group * g.k[1];
+    v += batch * g.v[0] + head / g.group * g.v[1];
+    o += batch * g.o[0] + head * g.o[1] + first * g.o[2];
+    const int QUERY_BYTES = GROUPS * 64 * HEAD * 2, TILE_BYTES = BC * HEAD * 2;
+    unsigned char* tile_q = shared;
+    unsigned char* tiles = shared + QUERY_BYTES;  // K and V, of as many tiles as there are, at most two
+    int last = g.keys;
+    if (CAUSAL) last = max(0, min(last, first + GROUPS * 64 + g.causal_offset));
+    const int steps = (last + BC - 1) / BC;
+#if MASK
+    float* added = (float*)(tiles + (g.keys > BC ? 4 : 2) * TILE_BYTES);  // in units of log2
+#endif
+    auto load_keys = [&](int step) {
+        load_tile<BC>(tiles + (step & 1) * 2 * TILE_BYTES, k + (i64)step * BC * g.k[2], g.k[2], g.keys - step * BC);
+    };
+    auto load_values = [&](int step) {
+        load_tile<BC>(tiles + ((step & 1) * 2 + 1) * TILE_BYTES, v + (i64)step * BC * g.v[2], g.v[2], g.keys - step * BC);
+    };
+    wait_predecessor();
+    load_tile<GROUPS * 64>(tile_q, q, g.q[2], g.queries - first);
+    if (steps) load_keys(0);
+    copy_commit();
+    if (steps) load_values(0);
+    copy_commit();
+    if (steps > 1) load_keys(1);
+    copy_commit();
+    if (steps > 1) load_values(1);
+    copy_commit();
+#if MASK
+    for (int c = tid; c < g.keys; c += THREADS) {
+        const T_MASK m = mask[batch * g.mask[0] + head * g.mask[1] + c * g.mask[3]];
+#if MASK == 1
+        added[c] = (float)widen(m) * LOG2E;
+#else
+        added[c] = m ? 0.0f : -INFINITY;
+#endif
+    }
+#endif
+
+    const float unit = g.scale * LOG2E;
+    const int row = first + group * 64 + (warp & 3) * 16 + (lane >> 2);
+    float acc[PANELS][8][4];
+    float top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
+    for (int step = 0; step < steps; step++) {
+        unsigned char* tile_k = tiles + (step & 1) * 2 * TILE_BYTES;
+        unsigned char* tile_v = tile_k + TILE_BYTES;
+        copy_wait<3>();
+        fence_matrix_units();
+        __syncthreads();
+        float s[BC / 8][4];
+        group_begin();
+#pragma unroll
+        for (int p = 0; p < PANELS; p++) {
+            const matrix_place from_q = matrix_at(place_of(tile_q) + (p * GROUPS + group) * 64 * 128);
+            const matrix_place from_k = matrix_at(place_of(tile_k) + p * BC * 128);
+#pragma unroll
+            for (int i = 0; i < 4; i++) scores_group(s, matrix_step(from_q, i * 32), matrix_step(from_k, i * 32), p + i > 0);
+        }
+        group_commit();
+        group_wait<0>();
+#pragma unroll
+        for (int j = 0; j < BC / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) pin(s[j][e]);
+
+        // in units of log2; a NaN needs no care here, since it comes back with the exponentials
+        float high[2] = {-INFINITY, -INFINITY};
+        const int left = g.keys - step * BC, column = (lane & 3) * 2;
+        const bool above = CAUSAL && step * BC + BC - 1 > first + group * 64 + g.causal_offset;
+#pragma unroll
+        for (int j = 0; j < BC / 8; j++) {
+#if MASK
+            const pack<float, 2> more = load_pack<float, 2>(added + step * BC + j * 8 + column);
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+#if MASK == 1
+                s[j][e] = fmaf(s[j][e], unit, more.at[e & 1]);
+#else
+                s[j][e] = more.at[e & 1] == 0.0f ? s[j][e] * unit : -INFINITY;
+#endif
+#endif
+            if (j * 8 + 8 > left || above)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const int at = j * 8 + column + (e & 1);
+                    if (at >= left || (CAUSAL && step * BC + at > row + (e >> 1) * 8 + g.causal_offset)) s[j][e] = -INFINITY;
+                }
+#pragma unroll
+            for (int e = 0; e < 4; e++) high[e >> 1] = fmaxf(high[e >> 1], s[j][e]);
+        }
+        float base[2];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            high[h] = fmaxf(high[h], __shfl_xor_sync(0xffffffffu, high[h], 1));
+            high[h] = fmaxf(high[h], __shfl_xor_sync(0xffffffffu, high[h], 2));
+#if !MASK
+            high[h] *= unit;
+#endif
+            high[h] = fmaxf(high[h], top[h]);
+            base[h] = high[h] == -INFINITY ? 0.0f : high[h];
+            const float shrink = exp2_fast(top[h] - base[h]);
+            top[h] = high[h];
+            total[h] *= shrink;
+            if (step)
+#pragma unroll
+                for (int p = 0; p < PANELS; p++)
+#pragma unroll
+                    for (int i = 0; i < 8; i++) {
+                        acc[p][i][h * 2] *= shrink;
+                        acc[p][i][h * 2 + 1] *= shrink;
+                    }
+        }
+        u32 weights[BC / 16][4];
+#pragma unroll
+        for (int j = 0; j < BC / 8; j++) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+#if MASK
+                s[j][e] = exp2_fast(s[j][e] - base[e >> 1]);
+#else
+                s[j][e] = exp2_fast(fmaf(s[j][e], unit, -base[e >> 1]));
+#endif
+                total[e >> 1] += s[j][e];
+            }
+            weights[j / 2][j % 2 * 2] = PACK(s[j][0], s[j][1]);
+            weights[j / 2][j % 2 * 2 + 1] = PACK(s[j][2], s[j][3]);
+        }
+
+        copy_wait<2>();
+        fence_matrix_units();
+        __syncthreads();
+#pragma unroll
+        for (int p = 0; p < PANELS; p++)
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) pin(acc[p][i][e]);
+        group_begin();
+#pragma unroll
+        for (int p = 0; p < PANELS; p++) {
+            const matrix_place from_v = matrix_at(place_of(tile_v) + p * BC * 128);
+#pragma unroll
+            for (int j = 0; j < BC / 16; j++) values_group(acc[p], weights[j], matrix_step(from_v, j * 2048), step + j > 0);
+        }
+        group_commit();
+        group_wait<0>();
+#pragma unroll
+        for (int p = 0; p < PANELS; p++)
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) pin(acc[p][i][e]);
+        if (step + 2 < steps) {
+            __syncthreads();
+            load_keys(step + 2);
+            copy_commit();
+            load_values(step + 2);
+        } else
+            copy_commit();
+        copy_commit();
+    }
+    copy_wait<0>();
+    if (!steps)
+#pragma unroll
+        for (int p = 0; p < PANELS; p++)
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) acc[p][i][e] = 0;
+
+    // through the queries' place, where nobody else reads this warp's rows, so that whole vectors are stored
+    if (!steps) __syncthreads();
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        total[h] += __shfl_xor_sync(0xffffffffu, total[h], 1);
+        total[h] += __shfl_xor_sync(0xffffffffu, total[h], 2);
+        const float scale = 1.0f / total[h];
+        const int inside = (warp & 3) * 16 + (lane >> 2) + h * 8;
+#pragma unroll
+        for (int p = 0; p < PANELS; p++)
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                *(u32*)(swizzled(tile_q + (p * GROUPS + group) * 64 * 128, inside, i) + (lane & 3) * 4) =
+                    PACK(acc[p][i][h * 2] * scale, acc[p][i][h * 2 + 1] * scale);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int p = 0; p < PANELS; p++)
+#pragma unroll
+        for (int u = 0; u < 4; u++) {
+            const int inside = (warp & 3) * 16 + u * 4 + (lane >> 3), chunk = lane & 7, at = group * 64 + inside;
+            if (first + at < g.queries)
+                store_pack<T, 8>(o + at * g.o[2] + p * 64 + chunk * 8,
+                                 load_pack<T, 8>((T*)swizzled(tile_q + (p * GROUPS + group) * 64 * 128, inside, chunk)));
+        }
+}
