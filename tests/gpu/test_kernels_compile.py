@@ -61,9 +61,10 @@ def products():
     for kind, form in itertools.product((H, B), attention.FORMS[::4]):
         yield attention.Attention(kind, 64, kind, True, form).kernel
     yield attention.Attention(H, 256, BOOL, False, (4, 1, 64)).kernel
-    for mask, form in itertools.product((None, H, BOOL), attention_group.forms(197, 197)[::2]):
+    for mask, form in itertools.product((None, H, BOOL), attention_group.forms(197, 197, 64)):
         yield attention_group.AttentionGroup(H, 64, mask, False, form).kernel
-    yield attention_group.AttentionGroup(B, 128, S, True, (2, 128)).kernel
+    for form in attention_group.forms(512, 512, 128):
+        yield attention_group.AttentionGroup(B, 128, S, True, form).kernel
     for kind in (S, D, I32):
         yield direct._product(direct.Product(kind, kind, bias(kind, kind)))
     for kind, transposed in itertools.product((H, S, D), (False, True)):

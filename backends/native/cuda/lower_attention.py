@@ -67,7 +67,7 @@ def attention(rec: Recorder, layer: Layer) -> None:
         for form in (*attention_kernels.FORMS, *fitting)
     ]
     if size in HEADS and (mask is None or not mask_rows):
-        shapes = forms(rows, k.shape[2])
+        shapes = forms(rows, k.shape[2], size)
         kernels += [AttentionGroup(q.dtype, size, mask_dtype, causal, form) for form in shapes]
     plans = [a.plan(layout) for a in kernels if a.shared(layout.keys) <= SHARED_LIMIT]
     signature = f"attention {q.dtype.label} {layout!r} {mask_dtype} {mask_pairs} {causal}"

@@ -83,6 +83,8 @@ class Stretch:
         )  # fmt: skip
         self.closed = False
         self._graph: driver.Graph | None = None
+        self._handover: Handover | None = None
+        self._timed: TimedGraph | None = None
         self._layers = list(layers)
         recorder = _record(layers, inputs, values, read)
         self._host = {t: v for t, v in recorder.shapes.values.items() if t not in inputs}
@@ -105,8 +107,6 @@ class Stretch:
         tuning.use(k for step in self._steps for plan in step.plans for k in plan.kernels())
         tuning.use([handover.kernel()])
         self._cuda_graph, self._runs = cuda_graph, 0
-        self._handover: Handover | None = None
-        self._timed: TimedGraph | None = None
 
     def _array(self, view: View) -> DeviceArray:
         return DeviceArray(self._address(view), view.shape, view.dtype)

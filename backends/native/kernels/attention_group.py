@@ -22,15 +22,22 @@ from polytool.tensors import DType
 HEADS = (64, 128)
 _FORMS = ((1, 64), (2, 64), (1, 128), (2, 128), (3, 128))
 _KEYS = range(48, 257)  # of a tile: few are slow, more do not fit into registers
+_REGISTERS = 65536  # of a multiprocessor
 
 
-def forms(queries: int, keys: int) -> list[tuple[int, int]]:
+def forms(queries: int, keys: int, head: int) -> list[tuple[int, int]]:
     """Candidates: warpgroups of 64 queries, keys a tile; also such that few tiles just hold all."""
     groups = [g for g in (1, 2, 3, 4) if (g - 1) * 64 < queries]
     tiles = [-(-keys // (16 * n)) * 16 for n in (1, 2, 3)]
     fitting = [(g, t) for g in groups for t in tiles if t in _KEYS]
     general = [form for form in _FORMS if form[0] in groups and form[1] < keys]
-    return list(dict.fromkeys((*fitting, *general)))
+    found = dict.fromkeys((*fitting, *general))
+    return [(g, t) for g, t in found if g * 128 * _registers(t, head) <= _REGISTERS]
+
+
+def _registers(tile: int, head: int) -> int:
+    """What a thread needs: scores, results, and the rest."""
+    return min(255, -(-(tile // 2 + head // 2 + 32) // 8) * 8)
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,7 @@ class AttentionGroup:
     @property
     def blocks(self) -> int:
         """Blocks that a multiprocessor should hold: as registers and shared memory allow."""
-        registers = self.form[1] // 2 + self.head // 2 + 32  # scores, results, the rest
-        by_registers = 65536 // (self.threads * -(-registers // 8) * 8)
+        by_registers = _REGISTERS // (self.threads * _registers(self.form[1], self.head))
         return max(1, min(by_registers, SHARED_LIMIT // (self.shared(self.form[1]) + 1024), 8))
 
     @cached_property
