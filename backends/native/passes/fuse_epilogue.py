@@ -14,8 +14,7 @@ from __future__ import annotations
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.network import Layer, Network, Node, Tensor
 from polytool.backends.native.passes.result import PassResult
-from polytool.backends.native.shapes import ShapePass, probe, sample_inputs
-from polytool.tensors import Shape
+from polytool.backends.native.passes.sizes import Sizes
 
 _ANCHORS = {
     "Conv": "conv",
@@ -32,38 +31,15 @@ _LONGEST = 24
 def fuse_epilogues(network: Network, config: BuilderConfig) -> PassResult:
     """Fuse in `network` and in every body below it."""
     result = PassResult()
-    samples = [p.to_samples() for p in config.profiles] or [sample_inputs(network)]
-    passes = probe(network, [s for group in samples for s in group])
+    sizes = Sizes(network, config)
     for graph in (network, *network.bodies()):
         before = len(graph.layers)
-        _fuse(graph, _Sizes(passes))
+        _fuse(graph, sizes)
         result.changed += before - len(graph.layers)
     return result
 
 
-class _Sizes:
-    """What is known of shapes: from the types in the graph and from probing."""
-
-    def __init__(self, passes: list[ShapePass]) -> None:
-        self._passes = passes
-
-    def fits(self, tensor: Tensor, into: Tensor) -> bool:
-        """Whether `tensor` surely broadcasts to `into` without enlarging it."""
-        pairs = [(p.shape(tensor), p.shape(into)) for p in self._passes]
-        if pairs and all(a is not None and b is not None for a, b in pairs):
-            return all(_within(a, b) for a, b in pairs)
-        constant = tensor.constant
-        return _within(constant.shape if constant is not None else tensor.shape, into.shape)
-
-
-def _within(small: Shape | None, large: Shape | None) -> bool:
-    if small is None or large is None or len(small) > len(large):
-        return False
-    tail = large[len(large) - len(small) :]
-    return all(a == 1 or (a is not None and a == b) for a, b in zip(small, tail, strict=True))
-
-
-def _fuse(network: Network, sizes: _Sizes) -> None:
+def _fuse(network: Network, sizes: Sizes) -> None:
     consumers: dict[Tensor, list[int]] = {}
     for index, layer in enumerate(network.layers):
         for tensor in layer.inputs:
@@ -108,7 +84,7 @@ def _grow(
     consumers: dict[Tensor, list[int]],
     leaving: set[Tensor],
     taken: set[int],
-    sizes: _Sizes,
+    sizes: Sizes,
 ) -> list[int]:
     """Indexes of the layers that fuse with `start`, in order; only the last one's output leaves."""
     members, accepted = [start], [start]
@@ -133,7 +109,7 @@ def _grow(
 
 
 def _joins(
-    index: int, layers: list[Layer], members: list[int], sizes: _Sizes, taken: set[int]
+    index: int, layers: list[Layer], members: list[int], sizes: Sizes, taken: set[int]
 ) -> bool:
     layer, first = layers[index], layers[members[0]]
     node = layer.nodes[0]

@@ -1,0 +1,49 @@
+"""What passes know of shapes: from the types in the graph, and from probing."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from polytool.backends.native.config import BuilderConfig
+from polytool.backends.native.network import Network, Tensor
+from polytool.backends.native.shapes import ShapePass, probe, sample_inputs
+from polytool.tensors import Shape
+
+
+class Sizes:
+    """Answers about the shapes of tensors of a network and its bodies.
+
+    Probing runs the shape functions on the profiles' shapes, or on two guesses; that happens when
+    it is first needed.
+    """
+
+    def __init__(self, network: Network, config: BuilderConfig) -> None:
+        self._network, self._config = network, config
+
+    @cached_property
+    def _passes(self) -> list[ShapePass]:
+        samples = [p.to_samples() for p in self._config.profiles] or [sample_inputs(self._network)]
+        return probe(self._network, [s for group in samples for s in group])
+
+    def fits(self, tensor: Tensor, into: Tensor) -> bool:
+        """Whether `tensor` surely broadcasts to `into` without enlarging it."""
+        pairs = [(p.shape(tensor), p.shape(into)) for p in self._passes]
+        if pairs and all(a is not None and b is not None for a, b in pairs):
+            return all(_within(a, b) for a, b in pairs)
+        constant = tensor.constant
+        return _within(constant.shape if constant is not None else tensor.shape, into.shape)
+
+    def same(self, a: Tensor, b: Tensor) -> bool:
+        """Whether two tensors surely have one shape."""
+        if a is b:
+            return True
+        if a.spec.is_static and b.spec.is_static:
+            return a.shape == b.shape
+        return self.fits(a, b) and self.fits(b, a)
+
+
+def _within(small: Shape | None, large: Shape | None) -> bool:
+    if small is None or large is None or len(small) > len(large):
+        return False
+    tail = large[len(large) - len(small) :]
+    return all(a == 1 or (a is not None and a == b) for a, b in zip(small, tail, strict=True))
