@@ -63,6 +63,52 @@ def test_what_runs_on_the_host_is_told_with_its_reason(gpu):
     assert np.array_equal(found["y"], expected["y"])
 
 
+HALVES = "Split<axis = 2, num_outputs = 2>(r)"
+RESIDUAL = {  # shapes of the addends, where the second one comes from, axis and shape of the scale
+    "dense": ((2, 3, 24), (2, 3, 24), "n = Abs(r)", -1, (24,)),
+    "transposed": ((2, 3, 24), (3, 2, 24), "n = Transpose<perm = [1,0,2]>(r)", -1, (24,)),
+    "first half of rows": ((2, 3, 24), (2, 3, 48), f"n, o = {HALVES}", -1, (24,)),
+    "second half of rows": ((2, 3, 24), (2, 3, 48), f"o, n = {HALVES}", -1, (24,)),
+    "short rows": ((2, 3, 12), (2, 3, 24), f"o, n = {HALVES}", -1, (12,)),
+    "unaligned": ((2, 3, 8), (2, 3, 12), "o, n = Split<axis = 2>(r, parts)", -1, (8,)),
+    "along columns": ((2, 3, 24), (2, 24, 3), "n = Transpose<perm = [0,2,1]>(r)", -1, (24,)),
+    "rows of two axes": ((2, 3, 8), (3, 2, 8), "n = Transpose<perm = [1,0,2]>(r)", 1, (3, 8)),
+    "the whole": ((2, 3, 8), (2, 3, 8), "n = Abs(r)", 0, (2, 3, 8)),
+    "a scale that broadcasts": ((2, 3, 8), (2, 3, 8), "n = Abs(r)", 1, (8,)),  # node by node
+}
+
+
+@pytest.mark.parametrize(
+    ("precision", "where"), [("fp32", "second half of rows"), *(("fp16", w) for w in RESIDUAL)]
+)
+def test_residual_normalisations_read_addends_where_they_lie(gpu, precision, where):
+    first, second, move, axis, scale = RESIDUAL[where]
+    inputs = f"float{list(first)} x, float{list(second)} r"
+    text = f"""g ({inputs}) => (float[a,b,c] y, float[a,b,c] z) {{
+        {move} s = Add(x, n) m = LayerNormalization<axis = {axis}>(s, two, one)
+        y = Neg(m) z = Neg(s) }}"""
+    proto = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 18]> {text}')
+    one = np.ones(scale, np.float32)
+    constants = {"one": one, "two": 2 * one, "parts": np.array([4, 8])}
+    for name, value in constants.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    rng = np.random.default_rng(0)
+    offset = 512 if precision == "fp16" else 0  # where float16 has two numbers between integers
+    feeds = {
+        "x": (rng.standard_normal(first) + offset).astype(np.float32),
+        "r": rng.standard_normal(second).astype(np.float32),
+    }
+    with NativeRunner(proto, device="cuda", precision=precision) as runner:
+        found = runner.infer(feeds)
+        assert not runner.context._program.on_host
+        (norm,) = (x for x in runner.engine.network.layers if x.kind == "residual_norm")
+        assert len(norm.outputs) == 2
+    expected = NativeRunner(proto, device="cpu", precision=precision).infer(feeds)
+    tolerance = 1e-5 if precision == "fp32" else 2e-3
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=tolerance)
+
+
 def _sample(share: int):
     chosen = [c for c in cases(("node", "simple")) if not c.name.startswith("test_training")]
     return np.random.default_rng(0).permutation(np.array(chosen, object))[::share]

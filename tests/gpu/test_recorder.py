@@ -90,6 +90,29 @@ def test_a_chain_of_convolutions_stays_channels_last():
     assert all(s.views[-1].lies_like((0, 2, 3, 1)) for s in nhwc if s.writes)
 
 
+@pytest.mark.parametrize(
+    ("shape", "move"),
+    [
+        ([3, 2, 16], "n = Transpose<perm = [1,0,2]>(q)"),
+        ([2, 3, 32], "o, n = Split<axis = 2, num_outputs = 2>(q)"),
+    ],
+)
+def test_a_residual_norm_is_one_kernel_that_reads_views(shape, move):
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["" : 18]>
+        g (float16[2,3,16] x, float16{shape} r) => (float16[2,3,16] y, float16[2,3,16] s)
+        {{ q = Identity(r) {move} s = Add(x, n) y = LayerNormalization(s, w) }}"""
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(16, np.float16), "w"))
+    feeds = {"x": np.zeros((2, 3, 16), np.float16), "r": np.zeros(shape, np.float16)}
+    recorder, refused = record(proto, feeds)
+    assert not refused
+    (step,) = recorder.steps
+    assert step.layer.kind == "residual_norm" and step.writes == 2
+    (call,) = step.plans[0].calls
+    assert "#define VEC 8" in call.kernel.source
+
+
 def test_every_buffer_that_is_read_was_written_before():
     recorder, _ = record(made_models.transformer(layers=2), IDS)
     given = {v.storage for t, v in recorder.views.items() if t.name in IDS}

@@ -46,6 +46,13 @@ CASES = {
         ("float[2,3,40,50] x, float[3] w", "y = InstanceNormalization(x, w, w)"),
         ("float[2,4,40,50] x, float[4] w", "y = GroupNormalization<num_groups = 2>(x, w, w)"),
     ],
+    "residual_norm": [
+        (
+            f"float[2,{LONG}] x, float[2,{LONG}] w",
+            f"s = Add(x, w) n = {norm} y = Concat<axis = 0>(n, n)",
+        )
+        for norm in ("LayerNormalization(s, ones)", "RMSNormalization(s, ones)")
+    ],
     "reduction": [
         (f"float[4,{LONG}] x", f"y = Reduce{op}<keepdims = 0>(x, axis)")
         for op in ("Sum", "Mean", "L1", "L2", "SumSquare", "LogSumExp")
@@ -75,6 +82,7 @@ def build(inputs: str, body: str) -> onnx.ModelProto:
     proto.graph.output[0].type.tensor_type.ClearField("shape")
     constants = {
         "axis": np.array([1]),
+        "ones": np.ones(LONG, np.float32),
         "scales": np.float32([1, 1, 1.7, 2.3]),
         "r0": np.float32([[[0.125]]]),
         "shape": np.array([1, 64, 16]),

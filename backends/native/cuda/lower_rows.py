@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
+from polytool.backends.native.cuda.buffers import View
 from polytool.backends.native.cuda.recorder import Recorder, lowering
 from polytool.backends.native.kernels.expr import Step, Tree
 from polytool.backends.native.kernels.pool import Pool, Window
 from polytool.backends.native.kernels.reduce import KINDS, Reduce
 from polytool.backends.native.kernels.rows import RowOp
-from polytool.backends.native.network import Layer, Tensor
+from polytool.backends.native.network import Layer, Node, Tensor
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType
 
 NHWC = (0, 2, 3, 1)
+_VECTOR = 8  # elements that a thread of a normalisation reads at once
+_RANK = 8  # leading dimensions that a kernel walks
 
 
 @lowering("Softmax", "LogSoftmax")
@@ -40,10 +44,30 @@ def softmax(rec: Recorder, layer: Layer) -> None:
 def normalization(rec: Recorder, layer: Layer) -> None:
     """Over the last axes, with scale and shift."""
     (node,) = layer.nodes
-    x, scale, *rest = node.inputs
-    if len(layer.outputs) > 1 or x is None or scale is None or x.dtype is None:
+    if len(layer.outputs) > 1:
         raise UnsupportedError("a normalisation that also returns mean or deviation")
-    shape, (output,) = rec.shape(x), layer.outputs
+    _normalize(rec, node, node.inputs[:1], layer.outputs[0])
+
+
+@lowering("residual_norm")
+def residual_norm(rec: Recorder, layer: Layer) -> None:
+    """The same of a sum of two tensors, which may be stored as well."""
+    add, node = layer.nodes[:2]
+    *total, output = layer.outputs
+    _normalize(rec, node, add.inputs, output, *total)
+
+
+def _normalize(
+    rec: Recorder, node: Node, addends: Sequence[Tensor | None], output: Tensor,
+    total: Tensor | None = None,
+) -> None:  # fmt: skip
+    """The normalisation of `addends`, of which there are one or two; `total` is their sum."""
+    x, scale, *rest = node.inputs
+    if x is None or scale is None or x.dtype is None:
+        raise UnsupportedError("a normalisation without a scale")
+    shape = rec.shape(output)
+    if any(t is None or rec.shape(t) != shape for t in addends):
+        raise UnsupportedError("a sum that broadcasts")
     axis = int(node.attrs.get("axis", -1)) % len(shape)
     width = math.prod(shape[axis:])
     columns: list[Tensor] = [t for t in (scale, *rest) if t is not None]
@@ -59,12 +83,32 @@ def normalization(rec: Recorder, layer: Layer) -> None:
         last = len(inputs) + len(steps) - 1
         steps.append(Step.of("Cast", last, dtype=output.dtype))
     mode = "layernorm" if node.op == "LayerNormalization" else "rmsnorm"
-    after = Tree(inputs, tuple(steps))
-    op = RowOp(mode, Tree((x.dtype,)), ("full",), after, ("column",) * len(columns))
-    epsilon = float(node.attrs.get("epsilon", 1e-5))
-    plan = op.plan(math.prod(shape[:axis]), width, epsilon=epsilon)
-    views = [rec.dense(rec.view(t)) for t in (x, *columns)]
-    rec.launch([plan], [*views, rec.output(output)])
+    rows = [_rows(rec, rec.view(t), axis) for t in addends if t is not None]
+    kinds = tuple("full" if view.is_dense else "outer" for view in rows)
+    sum_steps = (Step.of("Add", 0, 1, dtype=x.dtype),) if len(rows) > 1 else ()
+    before, after = Tree((x.dtype,) * len(rows), sum_steps), Tree(inputs, tuple(steps))
+    op = RowOp(mode, before, kinds, after, ("column",) * len(columns), total is not None)
+    plan = op.plan(
+        math.prod(shape[:axis]), width, epsilon=float(node.attrs.get("epsilon", 1e-5)),
+        outer=shape[:axis],
+        outer_strides=[v.steps[:-1] for v in rows if not v.is_dense],
+    )  # fmt: skip
+    written = [rec.output(t) for t in (output, total) if t is not None]
+    views = [*rows, *(rec.dense(rec.view(t)) for t in columns), *written]
+    rec.launch([plan], views, writes=len(written))
+
+
+def _rows(rec: Recorder, view: View, axis: int) -> View:
+    """A view [.., width] whose rows are contiguous and aligned, copied where they are not."""
+    shape = (*view.shape[:axis], math.prod(view.shape[axis:]))
+    found = view.reshaped(shape)
+    if found is not None and axis <= _RANK and (found.steps[-1] == 1 or shape[-1] == 1):
+        strides = [] if found.is_dense else found.steps[:-1]
+        if all(n % _VECTOR == 0 for n in (found.offset, *strides)) or shape[-1] % _VECTOR:
+            return found
+    dense = rec.dense(view).reshaped(shape)
+    assert dense is not None
+    return dense
 
 
 @lowering(*(op for op in KINDS if op.startswith("Reduce")))

@@ -1,7 +1,7 @@
 """Turning layers into launches for one set of shapes; nothing here touches a device.
 
-A lowering is a function in a module of this package, found by the operator that its layer begins
-with:
+A lowering is a function in a module of this package, found by the kind of a fused layer, else by
+the operator that its layer begins with:
 
     @lowering("Softmax")
     def softmax(rec: Recorder, layer: Layer) -> None: ...
@@ -45,6 +45,7 @@ def lowering(
     """Register how layers that begin with one of `ops` run on the GPU.
 
     Args:
+        ops: names of operators, or a kind of fused layers.
         domain: of the operators; those of com.microsoft are found without it.
         reads: inputs whose values it must know; what the operator itself declares by default.
         general: a slower form, for what the other lowering of the operator refuses.
@@ -118,7 +119,8 @@ def find_lowering(layer: Layer) -> Lowering | None:
     node = layer.nodes[0]
     if node.bodies:
         return None
-    found = _lowerings.get(_key(node)) or _general.get(_key(node))
+    found = _lowerings.get(layer.kind) if len(layer.nodes) > 1 else None
+    found = found or _lowerings.get(_key(node)) or _general.get(_key(node))
     operator = node.operator
     if found is None and operator is not None and operator.pointwise:
         return _lowerings.get("pointwise")
@@ -135,18 +137,24 @@ def _attempts(function: Lowering, layer: Layer) -> list[Lowering]:
 def _one_by_one(rec: Recorder, layer: Layer) -> None:
     """The nodes of a fused layer as layers; nothing is rounded to 16 bits between them."""
     held: dict[Tensor, Tensor] = {}
+    read = {t for node in layer.nodes for t in node.inputs}
     for node in layer.nodes:
         rec.shapes.node(node)
         for tensor in node.writes():
-            if tensor not in layer.outputs:
-                wide = DType.FLOAT if tensor.dtype in _REDUCED and node.op != "Cast" else None
-                held[tensor] = rec.temporary(wide or tensor.dtype, rec.shape(tensor), tensor.name)
+            reduced = tensor.dtype in _REDUCED and node.op != "Cast"
+            if tensor not in layer.outputs or (reduced and tensor in read):
+                dtype = DType.FLOAT if reduced else tensor.dtype
+                held[tensor] = rec.temporary(dtype, rec.shape(tensor), tensor.name)
         changed = replace(
             node,
             inputs=[t if t is None else held.get(t, t) for t in node.inputs],
             outputs=[t if t is None else held.get(t, t) for t in node.outputs],
         )
         rec.lower(Layer.single(changed))
+    for tensor in layer.outputs:
+        if tensor in held and tensor.dtype is not None:
+            to = {"to": int(tensor.dtype)}
+            rec.lower(Layer.single(Node("Cast", "", 25, [held[tensor]], [tensor], to)))
 
 
 _REDUCED = (DType.FLOAT16, DType.BFLOAT16)

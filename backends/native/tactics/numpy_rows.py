@@ -21,15 +21,15 @@ Kernel = Callable[[Array, Array], None]
 _BLOCK = 1 << 16
 
 
-def by_rows(kernel: Kernel, x: Array, out: Array) -> None:
-    """Run `kernel` on blocks of rows, over the pool where there are several."""
-    rows, size = x.shape
+def by_rows(kernel: Callable[..., None], *arrays: Array) -> None:
+    """Run `kernel` on the same blocks of rows of each array, over the pool if there are several."""
+    rows, size = arrays[0].shape
     step = max(1, _BLOCK // max(1, size))
     if rows <= 2 * step:
-        kernel(x, out)
+        kernel(*arrays)
         return
     count = -(-rows // step)
-    parallel(lambda i: kernel(x[i * step : (i + 1) * step], out[i * step : (i + 1) * step]), count)
+    parallel(lambda i: kernel(*[a[i * step : (i + 1) * step] for a in arrays]), count)
 
 
 @cache
@@ -54,6 +54,9 @@ def _single(layer: Layer, mode: Mode, domain: str, names: Sequence[str]) -> Node
     return node if node.outputs[0] is layer.outputs[0] else None
 
 
+_NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+
+
 class Normalize(Tactic):
     """LayerNormalization, RMSNormalization and their older names; only the first output."""
 
@@ -61,35 +64,85 @@ class Normalize(Tactic):
     priority = 10
 
     def supports(self, layer: Layer, mode: Mode) -> bool:
-        names = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
-        node = _single(layer, mode, "", names)
-        if node is None or node.attrs.get("stash_type", 1) != 1:
-            return False
-        return all(t is None or t.constant is not None for t in node.inputs[1:])
+        node = _single(layer, mode, "", _NORMALIZATIONS)
+        return node is not None and _is_plain(node)
 
     def compile(self, layer: Layer, mode: Mode) -> Launch:
-        node = layer.nodes[0]
-        scale, *rest = (stored_constant(t, mode) for t in node.inputs[1:] if t is not None)
-        centred = node.op == "LayerNormalization"
-        axis = int(node.attrs.get("axis", -1))
-        kernel = normalizer(
-            scale.reshape(-1),
-            rest[0].reshape(-1) if rest and centred else None,
-            float(node.attrs.get("epsilon", 1e-5)),
-            centred,
-        )
+        kernel, size_of = _bound(layer.nodes[0], mode)
         fallback = Generic().compile(layer, mode)
 
         def launch(x: Array) -> Sequence[Any]:
-            size = math.prod(x.shape[axis % x.ndim :])
-            if size != scale.size or x.size == 0 or (rest and rest[0].size != size):
+            size = size_of(x.shape)
+            if not size:
                 return fallback(x)
             out = np.empty(x.shape, np.float32)
-            rows = np.ascontiguousarray(x).reshape(-1, size)
-            by_rows(kernel, rows, out.reshape(-1, size))
+            by_rows(kernel, np.ascontiguousarray(x).reshape(-1, size), out.reshape(-1, size))
             return (out,)
 
         return launch
+
+
+class ResidualNormalize(Tactic):
+    """The sum of two tensors, and its normalisation while a block of it is in the cache."""
+
+    name = "numpy.residual_norm"
+    priority = 10
+
+    def supports(self, layer: Layer, mode: Mode) -> bool:
+        if layer.kind != "residual_norm" or mode.wide:
+            return False
+        add, norm = layer.nodes[:2]
+        tensors = [t for t in (*add.inputs, *layer.outputs) if t is not None]
+        return all(stored_as(t) == FLOAT for t in tensors) and _is_plain(norm)
+
+    def compile(self, layer: Layer, mode: Mode) -> Launch:
+        add, norm = layer.nodes[:2]
+        kernel, size_of = _bound(norm, mode)
+        first, second = (layer.inputs.index(t) for t in add.inputs if t is not None)
+        stored = len(layer.outputs) > 1
+        fallback = Generic().compile(layer, mode)
+
+        def rows(a: Array, b: Array, out: Array, total: Array | None = None) -> None:
+            total = np.add(a, b, out=out if total is None else total)
+            kernel(total, out)
+
+        def launch(*args: Array) -> Sequence[Any]:
+            a, b = args[first], args[second]
+            size = size_of(a.shape)
+            if not size or a.shape != b.shape:
+                return fallback(*args)
+            results = [np.empty(a.shape, np.float32) for _ in range(1 + stored)]
+            flat = [np.ascontiguousarray(x).reshape(-1, size) for x in (a, b, *results)]
+            by_rows(rows, *flat)
+            return results[::-1]
+
+        return launch
+
+
+def _is_plain(node: Node) -> bool:
+    """Whether a normalisation computes in float32, with a scale and a bias that are constants."""
+    constant = all(t is None or t.constant is not None for t in node.inputs[1:])
+    return constant and node.attrs.get("stash_type", 1) == 1
+
+
+def _bound(node: Node, mode: Mode) -> tuple[Kernel, Callable[[tuple[int, ...]], int]]:
+    """A normalisation with its constants, and the length of a row, 0 for shapes it cannot do."""
+    scale, *rest = (stored_constant(t, mode) for t in node.inputs[1:] if t is not None)
+    centred = node.op == "LayerNormalization"
+    axis = int(node.attrs.get("axis", -1))
+    kernel = normalizer(
+        scale.reshape(-1),
+        rest[0].reshape(-1) if rest and centred else None,
+        float(node.attrs.get("epsilon", 1e-5)),
+        centred,
+    )
+
+    def size_of(shape: tuple[int, ...]) -> int:
+        size = math.prod(shape[axis % len(shape) :])
+        known = size == scale.size and 0 not in shape and not (rest and rest[0].size != size)
+        return size if known else 0
+
+    return kernel, size_of
 
 
 def normalizer(scale: Array, bias: Array | None, epsilon: float, centred: bool) -> Kernel:

@@ -1,0 +1,90 @@
+"""A residual Add joins the normalisation of its sum.
+
+* `Add(a, b) -> LayerNormalization | RMSNormalization [-> Cast]  =>  residual_norm`
+
+The normalisation sees the sum in float32; the sum is stored, rounded once, only where something
+else reads it. Of several normalisations of one sum the first is taken. The Cast is one that the
+lowering to a precision wrote, such as that in front of a network's output. Refused: addends that
+are constants or not surely of one shape (an Add of a bias stays with its product), two precisions,
+a mean or deviation that is asked for.
+"""
+
+from __future__ import annotations
+
+from polytool.backends.native.config import BuilderConfig
+from polytool.backends.native.network import Layer, Network, Node, Tensor
+from polytool.backends.native.passes.result import PassResult
+from polytool.backends.native.passes.sizes import Sizes
+
+_NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+
+
+def fuse_residual_norms(network: Network, config: BuilderConfig) -> PassResult:
+    """Fuse in `network` and in every body below it."""
+    result = PassResult()
+    sizes = Sizes(network, config)
+    for graph in (network, *network.bodies()):
+        _fuse(graph, sizes, result)
+    return result
+
+
+def _fuse(graph: Network, sizes: Sizes, result: PassResult) -> None:
+    readers, leaving = graph.consumers(), {*graph.outputs}
+    places = {t: i for i, layer in enumerate(graph.layers) for t in layer.outputs}
+    fused: dict[Layer, Layer | None] = {}  # what stands for a layer; None: it joined an earlier one
+    for index, layer in enumerate(graph.layers):
+        add = layer.nodes[0]
+        reading = readers.get(layer.outputs[0], []) if add.op == "Add" else []
+        after = next((x for x in reading if x.nodes[0].op in _NORMALIZATIONS), None)
+        if after is None:
+            continue
+        reason = _refusal(add, after.nodes[0], sizes)
+        if reason is None and any(places.get(t, -1) >= index for t in after.inputs[1:]):
+            reason = "the scale of the normalisation is computed later"
+        if reason is not None:
+            result.refused.append(f"{layer.name}: {reason}")
+            continue
+        members = [layer, after]
+        cast = _cast(after.outputs[0], readers, leaving)
+        if cast is not None:
+            members.append(cast)
+        stored = len(reading) > 1 or layer.outputs[0] in leaving
+        outputs = [*(layer.outputs if stored else ()), *members[-1].outputs]
+        fused |= dict.fromkeys(members[1:])
+        fused[layer] = Layer("residual_norm", [x.nodes[0] for x in members], outputs)
+        result.changed += 1
+    standing = (fused.get(layer, layer) for layer in graph.layers)
+    graph.replace_layers(layer for layer in standing if layer is not None)
+
+
+def _refusal(add: Node, norm: Node, sizes: Sizes) -> str | None:
+    """Why the two nodes stay apart."""
+    (total,), written = add.outputs, list(norm.writes())
+    a, b = add.inputs
+    assert a is not None and b is not None
+    if a.constant is not None or b.constant is not None:
+        return "an addend is a constant"
+    if norm.inputs[0] is not total or total in norm.inputs[1:]:
+        return "the sum is the scale of the normalisation"
+    if len(written) > 1 or norm.outputs[0] is None:
+        return "the normalisation also returns mean or deviation"
+    if add.precision != norm.precision:
+        return "two precisions"
+    if any(t.container != "tensor" or t.place != written[0].place for t in (a, b, *add.writes())):
+        return "two places"
+    if not sizes.same(a, b):
+        return "the addends are not surely of one shape"
+    return None
+
+
+def _cast(
+    normalized: Tensor, readers: dict[Tensor, list[Layer]], leaving: set[Tensor]
+) -> Layer | None:
+    """The cast between float types that alone reads what the normalisation gives."""
+    found = readers.get(normalized, [])
+    if normalized in leaving or len(found) != 1:
+        return None
+    node = found[0].nodes[0]
+    (target,) = found[0].outputs[:1]
+    known = node.op == "Cast" and not node.sources and target.place == normalized.place
+    return found[0] if known and target.dtype is not None and target.dtype.is_float else None
