@@ -35,16 +35,23 @@ def plan_slices(
 ) -> tuple[dict[int, Slice], list[str]]:
     """The slice of every tap that can be judged, by its place among `taps`.
 
+    What a layer stores is not taken for an input of what the same layer stores besides, which it
+    may have computed from a value that was not rounded yet.
+
     Returns:
         The slices, and the reasons for the taps that have none.
     """
     available = set(inputs)
+    beside: list[str] = []  # stored by the layer of the tap before
     slices: dict[int, Slice] = {}
     skipped: list[str] = []
     holder = ""  # the layer right behind the taps of its bodies
     for index, tap in enumerate(taps):
         if index and taps[index - 1].depth > tap.depth:
             holder = tap.layer
+        if index and taps[index - 1].layer != tap.layer:
+            available.update(beside)
+            beside.clear()
         if tap.nodes:
             try:
                 trace = oracle.trace(tap.tensor, available)
@@ -58,7 +65,7 @@ def plan_slices(
                     _joined(tap.nodes, trace.nodes),
                     control and tap.layer == holder,
                 )
-        available.add(tap.tensor)
+        beside.append(tap.tensor)
     _plan_drops(taps, slices)
     return slices, skipped
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 
 from polytool import NativeRunner
@@ -131,6 +132,25 @@ def test_an_overflow_that_float64_confirms_is_a_finding():
     first = locate(runner, NativeOracle(proto), [feeds]).first_broken
     assert first is not None and first.nodes == ("Mul:s",)
     assert "overflow: the exact values reach 9e+04, float16 ends at 65504" in first.reason
+
+
+def test_a_normalisation_is_judged_on_the_addends_of_a_sum_that_overflows_when_stored():
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[4,16] x, float[4,16] r) =>
+        (float[4,16] y, float[4,16] z)
+        { s = Add(x, r) n = LayerNormalization(s, w) y = Neg(n) z = Neg(s) }"""
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(16, np.float32), "w"))
+    x, r = np.random.default_rng(0).uniform(3e4, 6e4, (2, 4, 16)).astype(np.float32)
+    found = locate(
+        NativeRunner(proto, precision="fp16", device="cpu"),
+        NativeOracle(proto),
+        [{"x": x, "r": r}],
+    )
+    blamed = {f.tensors[0]: f for f in found.findings if f.verdict != "expected"}
+    assert set(blamed) == {"s"} and blamed["s"].reason.startswith("overflow")
+    (norm,) = (f for f in found.findings if f.tensors == ("n",))
+    assert norm.inputs == ("x", "r")
 
 
 def test_an_output_that_changes_between_runs_is_a_race(model, oracle):
