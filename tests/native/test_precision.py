@@ -108,6 +108,15 @@ def test_shape_arithmetic_stays_exact():
     assert y.shape == (2049, 8)
 
 
+def test_asking_for_a_shape_casts_nothing():
+    body = "a = Exp(x) s = Shape(a) n = Size(a) b = Neg(a) c = Expand(b, s) y = Pow(c, n)"
+    runner = NativeRunner(model(body), precision="fp16", optimize=False)
+    nodes = [n for layer in runner.engine.network.layers for n in layer.nodes]
+    assert sum(n.op == "Cast" for n in nodes) == 2  # of x and of y
+    expected = NativeRunner(model(body), precision="fp64").infer({"x": X / 10})["y"]
+    np.testing.assert_allclose(runner.infer({"x": X / 10})["y"], expected, rtol=0.2)
+
+
 def test_bodies_are_lowered_and_keep_their_interface():
     proto = onnx.parser.parse_model(
         """<ir_version: 9, opset_import: ["" : 18]>

@@ -97,7 +97,10 @@ class _Lowering:
                     self.restore(tensor)
         if self.stays(node, layer) or target is DType.FLOAT:
             node.precision = precision if target is DType.FLOAT else "fp32"
-            node.inputs = [t and self.as_type(t, t.dtype) for t in node.inputs]
+            if node.op in ("Shape", "Size"):  # of which type does not matter
+                node.inputs = [t and self.lowered.get(t, t) for t in node.inputs]
+            else:
+                node.inputs = [t and self.as_type(t, t.dtype) for t in node.inputs]
             self.layers.append(layer)
             return
         names = lowerable(node)
