@@ -5,6 +5,7 @@
 * `transformer`: a MiniLM-like encoder as exporters write it (decomposed LayerNorm, erf GELU).
 * `bert`: the same size, written as torch exports BERT: sizes taken from Shape at every Reshape,
   Constant nodes, Identity on shared weights, positions sliced from a buffer, a pooler.
+* `gpt2`: as torch exports GPT-2: each linear layer a Gemm between two Reshapes, causal attention.
 """
 
 from __future__ import annotations
@@ -149,6 +150,37 @@ def bert(
     return _model(graph)
 
 
+def gpt2(
+    layers: int = 2,
+    width: int = 32,
+    heads: int = 4,
+    vocabulary: int = 100,
+    sizes: tuple[str | int, str | int] = ("batch", "sequence"),
+    seed: int = 0,
+) -> onnx.ModelProto:
+    """Token ids [batch, sequence <= 64] to hidden states, as torch writes it."""
+    graph = onnx.GraphProto(name="main_graph")
+    graph.input.append(helper.make_tensor_value_info("ids", TensorProto.INT64, sizes))
+    graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, [*sizes, width]))
+    build = _TorchBuilder(graph, np.random.default_rng(seed))
+    length = build.size("ids", 1)
+    places = build("Range", build.constant(np.int64(0)), length, build.constant(np.int64(1)))
+    row, column = (
+        build("Unsqueeze", places, build.ints(0)),
+        build("Unsqueeze", places, build.ints(1)),
+    )
+    seen = build("LessOrEqual", row, column)
+    mask = build("Where", seen, build.scalar(0.0), build.scalar(float(np.finfo(np.float32).min)))
+    mask = build("Unsqueeze", mask, build.ints(0, 1))
+    words = build("Gather", build.weight("wte", (vocabulary, width), 1.0), "ids")
+    x = build("Add", words, build("Gather", build.weight("wpe", (64, width), 0.1), row))
+    for layer in range(layers):
+        x = _decoder(build, x, mask, f"h.{layer}", width, heads)
+    x = build.layer_norm(x, "ln_f", width)
+    graph.node.append(helper.make_node("Identity", [x], ["y"]))
+    return _model(graph)
+
+
 class _Builder:
     def __init__(self, graph: onnx.GraphProto, rng: np.random.Generator) -> None:
         self.graph, self.rng, self.count = graph, rng, 0
@@ -231,6 +263,51 @@ class _TorchBuilder(_Builder):
     def linear(self, x: str, name: str, n_in: int, n_out: int) -> str:
         product = self("MatMul", x, self.weight(f"{name}.w", (n_in, n_out)))
         return self("Add", self.weight(f"{name}.b", (n_out,), 0.1), product)
+
+    def layer_norm(self, x: str, name: str, width: int) -> str:
+        shift = self.weight(f"{name}.shift", (width,), 0.1)
+        return self("LayerNormalization", x, self.scale(width), shift, axis=-1)
+
+    def conv1d(self, x: str, name: str, n_in: int, n_out: int) -> str:
+        """The linear layer of transformers' GPT-2: `addmm` on a view of all rows."""
+        dims = [self.unsqueezed(self.size(x, axis)) for axis in (0, 1)]
+        end = self.ints(np.iinfo(np.int64).max)
+        last = self("Slice", self("Shape", x), self.ints(-1), end, self.ints(0))
+        last = self.unsqueezed(self("Squeeze", last, self.ints(0)))
+        rows = self("Reshape", x, self("Concat", self.ints(-1), last, axis=0))
+        weights = self.weight(f"{name}.w", (n_in, n_out)), self.weight(f"{name}.b", (n_out,), 0.1)
+        product = self("Gemm", rows, *weights, alpha=1.0, beta=1.0)
+        return self("Reshape", product, self("Concat", *dims, self.ints(n_out), axis=0))
+
+    def gelu_new(self, x: str) -> str:
+        cube = self("Mul", self("Pow", x, self.scalar(3.0)), self.scalar(0.044715))
+        inner = self("Mul", self("Add", x, cube), self.scalar(float(np.sqrt(2 / np.pi))))
+        half = self("Mul", x, self.scalar(0.5))
+        return self("Mul", half, self("Add", self("Tanh", inner), self.scalar(1.0)))
+
+
+def _decoder(build: _TorchBuilder, x: str, mask: str, name: str, width: int, heads: int) -> str:
+    size = width // heads
+    joined = build.conv1d(
+        build.layer_norm(x, f"{name}.ln_1", width), f"{name}.c_attn", width, 3 * width
+    )
+    parts = [f"{name}.{part}" for part in "qkv"]
+    widths = build.ints(width, width, width)
+    build.graph.node.append(helper.make_node("Split", [joined, widths], parts, axis=2))
+    q, k, v = (
+        build("Transpose", build.reshape(part, heads, size), perm=perm)
+        for part, perm in zip(parts, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True)
+    )
+    scores = build("Mul", build("MatMul", q, k), build.scalar(size**-0.5))
+    weights = build("Softmax", build("Add", scores, mask), axis=-1)
+    mixed = build("Transpose", build("MatMul", weights, v), perm=[0, 2, 1, 3])
+    attended = build.conv1d(build.reshape(mixed, width), f"{name}.c_proj", width, width)
+    x = build("Add", attended, x)
+    hidden = build.conv1d(
+        build.layer_norm(x, f"{name}.ln_2", width), f"{name}.up", width, 4 * width
+    )
+    down = build.conv1d(build.gelu_new(hidden), f"{name}.down", 4 * width, width)
+    return build("Add", x, down)
 
 
 def _encoder(build: _Builder, x: str, bias: str, name: str, width: int, heads: int) -> str:

@@ -53,6 +53,31 @@ def test_a_transformer_is_products_attention_and_norms():
     assert launches(recorder) <= 6 * 7 + 5
 
 
+def test_gemms_between_reshapes_take_what_follows_them():
+    model = made_models.gpt2(width=128, heads=2)
+    recorder, refused = record(model, {"ids": np.zeros((2, 16), np.int64)})
+    assert not refused
+    # 2 x (norm, qkv, attention, out, norm, up, down), the embedding and the mask, the last norm
+    assert launches(recorder) <= 2 * 7 + 8
+
+
+def test_gemms_of_the_same_rows_are_one_product():
+    proto = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["" : 18]>
+        g (float[2,8,64] x) => (float[2,8,64] a, float[2,8,64] b)
+        <int64[2] rows = {-1, 64}, int64[3] whole = {2, 8, 64}>
+        { f = Reshape(x, rows) p = Gemm<transB=1>(f, w1) q = Gemm<transB=1>(f, w2)
+          r = Reshape(p, whole) s = Reshape(q, whole) a = Relu(r) b = Relu(s) }"""
+    )
+    for name in ("w1", "w2"):
+        weight = np.random.default_rng(ord(name[1])).standard_normal((64, 64)).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    recorder, refused = record(proto, {"x": np.zeros((2, 8, 64), np.float32)})
+    assert not refused
+    products = [s for s in recorder.steps if s.layer.kind == "gemm"]
+    assert len(products) == 1
+
+
 def test_products_of_one_input_are_one_product_with_views_of_its_columns():
     recorder, _ = record(made_models.transformer(layers=1), IDS)
     attention = next(s for s in recorder.steps if s.layer.nodes[0].op == "Attention")

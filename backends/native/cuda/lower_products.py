@@ -47,7 +47,9 @@ def product(rec: Recorder, layer: Layer) -> None:
 def _family(layer: Layer) -> Hashable:
     """Equal for products that may be done as one: the same input, constants, the same epilogue."""
     node = layer.nodes[0]
-    if node.op not in ("MatMul", "Gemm") or given(node, 1).constant is None:
+    if given(node, 1).constant is None or any(
+        node.attrs.get(f"transBatch{operand}", 0) for operand in "AB"
+    ):
         return None
     attrs = tuple(sorted((k, v) for k, v in node.attrs.items() if isinstance(v, int | float)))
     ops = tuple(n.op for n in layer.nodes)

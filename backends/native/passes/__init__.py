@@ -14,6 +14,7 @@ from polytool.backends.native.passes.fuse_epilogue import fuse_epilogues
 from polytool.backends.native.passes.fuse_gelu import fuse_gelu
 from polytool.backends.native.passes.fuse_normalization import fuse_normalizations
 from polytool.backends.native.passes.fuse_residual_norm import fuse_residual_norms
+from polytool.backends.native.passes.gemm_to_matmul import gemm_to_matmul
 from polytool.backends.native.passes.placement import place_on_host
 from polytool.backends.native.passes.precision import lower_precision
 from polytool.backends.native.passes.result import PassResult
@@ -26,6 +27,7 @@ PASSES: tuple[Pass, ...] = (
     fuse_gelu,
     fuse_attention,
     lower_precision,
+    gemm_to_matmul,
     fuse_residual_norms,
     fuse_epilogues,
 )
