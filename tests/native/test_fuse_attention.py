@@ -15,6 +15,8 @@ CONSTANTS = {
     "s": np.float32(8**-0.25),
     "r": np.float32(8**0.5),
     "w": FEEDS["v"][:, :, :, :1],
+    "open": np.int64([-1]),
+    "size": np.int64([8]),
 }
 
 
@@ -63,6 +65,35 @@ def test_a_guard_against_rows_that_see_nothing_belongs_to_it(options):
     body = """x0 = MatMul(a, b) x = Add(x0, mask) s0 = Softmax(x) n = IsNaN(s0)
               p = Where(n, zero, s0) y = MatMul(p, c)"""
     assert "IsNaN" not in kinds(body, **options)
+
+
+TURNED = """d = Transpose <perm = [0,2,1,3]> (k) s2 = Shape <start = 2, end = 3> (d)
+    n = Shape <end = 1> (d) h = Shape <start = 1, end = 2> (d)
+    flat = Concat <axis = 0> (open, s2, size) f = Reshape(d, flat)
+    t = Transpose <perm = [0,2,1]> (f)"""
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "fp16"}])
+def test_a_key_that_is_transposed_with_batch_and_heads_in_one_is_taken_as_it_was(options):
+    body = f"""{TURNED} whole = Concat <axis = 0> (n, h, size, s2) b1 = Reshape(t, whole)
+        b2 = Mul(b1, s) x = MatMul(a, b2) p = Softmax(x) y = MatMul(p, c)"""
+    found = [op for op in kinds(body, **options) if op not in ("Shape", "Concat")]
+    assert [op for op in found if op != "Cast"] == ["Transpose"] * 3 + ["Attention"]
+    assert found.count("Cast") == (4 if options else 0)  # q, k, v, and the output
+
+
+def test_a_key_whose_rows_are_cut_anew_is_not_taken_as_it_was():
+    body = f"""{TURNED.replace("open, s2, size", "open, size, s2")}
+        whole = Concat <axis = 0> (n, h, size, s2) b1 = Reshape(t, whole)
+        x = MatMul(a, b1) p = Softmax(x) y = MatMul(p, c)"""
+    assert kinds(body).count("Transpose") == 5
+
+
+def test_a_transposed_key_of_its_own_is_turned_back_in_the_same_precision():
+    body = """d = Exp(b) x = MatMul(a, d) p = Softmax(x) y = MatMul(p, c)"""
+    found = kinds(body, precision="fp16")
+    assert found.count("Cast") == 4  # q, k, v, and the output
+    assert "Attention" in found
 
 
 def test_rows_that_see_nothing_give_zeros(monkeypatch):

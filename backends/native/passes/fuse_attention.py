@@ -6,7 +6,8 @@
 A row whose mask is -inf throughout gives zeros, as the guard does; without the guard it was NaN.
 
 The scale may stand on the scores, on q, on k^T, or be split over q and k^T (torch does that). The
-transposed k comes from a Transpose, whose permutation is corrected, or is transposed back.
+transposed k comes from a Transpose, whose permutation is corrected, from one between Reshapes that
+join batch and heads and part them again (torch's exporter), or is transposed back.
 Refused: ranks other than four, a softmax over another axis, interior values that something else
 reads, nodes of two precisions, a mask that is not added, one that may broadcast over the keys:
 Attention reads a mask that ends before the last key as -inf from there on.
@@ -106,11 +107,14 @@ class _Found:
         node.sources = sources(*self.nodes)
         return self.last, node, transpose
 
-    def _key(self, graph: Graph) -> tuple[Tensor, Node]:
-        """k with its rows back in place, and the Transpose that makes it."""
+    def _key(self, graph: Graph) -> tuple[Tensor, Node | None]:
+        """k with its rows back in place, and the Transpose that makes it where one must."""
         source, perm, name = self.k_transposed, [0, 1, 3, 2], self.k_transposed.name
+        turned = _turned_in_three(graph, source)
+        if turned is not None:
+            return turned, None
         earlier = graph.node(self.k_transposed, "Transpose")
-        origin: tuple[str, ...] = ()
+        origin = sources(*self.nodes)  # and so its precision
         if earlier is not None and len(earlier.attrs.get("perm", ())) == _RANK:
             assert earlier.inputs[0] is not None
             first = earlier.attrs["perm"]
@@ -122,6 +126,22 @@ class _Found:
         node = Node("Transpose", "", 13, [source], [key], {"perm": perm})
         node.sources = origin
         return key, node
+
+
+def _turned_in_three(graph: Graph, k_transposed: Tensor) -> Tensor | None:
+    """The k of `Reshape(Transpose(Reshape(k)))` that exchanges its last two dimensions."""
+    last = graph.node(k_transposed, "Reshape")
+    turn = graph.node(last.inputs[0], "Transpose") if last is not None else None
+    first = graph.node(turn.inputs[0], "Reshape") if turn is not None else None
+    k = first.inputs[0] if first is not None else None
+    if turn is None or first is None or k is None or turn.attrs.get("perm") != [0, 2, 1]:
+        return None
+    (flat,) = first.writes()
+    shape, joined, wanted = k.shape, flat.shape, k_transposed.shape
+    if shape is None or joined is None or len(shape) != _RANK or None in shape:
+        return None
+    same = joined[1:] == shape[2:] and wanted == (*shape[:2], shape[3], shape[2])
+    return k if same else None
 
 
 def _match(graph: Graph, softmax: Node) -> _Found | None:
