@@ -109,6 +109,29 @@ def test_residual_normalisations_read_addends_where_they_lie(gpu, precision, whe
         np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("scale", [(8,), (3, 8)], ids=["node by node", "one kernel"])
+def test_three_addends_are_summed_without_rounding(gpu, scale):
+    proto = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["" : 18]>
+        g (float[2,3,8] x, float[2,3,8] a, float[2,3,8] b) => (float[2,3,8] y, float[2,3,8] z)
+        { s = Add(x, a) m = LayerNormalization<axis = 1>(s, g) n = Abs(m) k = Transpose(b)
+          l = Transpose(k) u = Add(l, n) t = Add(u, s)
+          w = LayerNormalization<axis = 1>(t, g) y = Neg(w) z = Neg(t) }"""
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(scale, np.float32), "g"))
+    feeds = {n: np.random.default_rng(i).standard_normal((2, 3, 8)) for i, n in enumerate("xab")}
+    feeds["a"] += 512
+    feeds = {n: v.astype(np.float32) for n, v in feeds.items()}
+    with NativeRunner(proto, device="cuda", precision="fp16") as runner:
+        found = runner.infer(feeds)
+        assert not runner.context._program.on_host
+        norms = [x for x in runner.engine.network.layers if x.kind == "residual_norm"]
+        assert [len(x.outputs) for x in norms] == [1, 2]
+    expected = NativeRunner(proto, device="cpu", precision="fp16").infer(feeds)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-3, atol=2e-3)
+
+
 def _sample(share: int):
     chosen = [c for c in cases(("node", "simple")) if not c.name.startswith("test_training")]
     return np.random.default_rng(0).permutation(np.array(chosen, object))[::share]

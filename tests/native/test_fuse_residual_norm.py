@@ -197,9 +197,52 @@ def test_two_precisions_stay_apart(one):
     assert "residual_norm" not in [kind for kind, _ in found]
 
 
+STREAM = """s = Add(x, r) n = LayerNormalization(s, g, b) p = MatMul(n, m)
+    t = Add(p, s) u = LayerNormalization(t, g, b) q = MatMul(u, m)
+    v = Add(t, q) w = LayerNormalization(v, g, b)"""
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_every_second_sum_of_a_residual_stream_is_added_up_again(precision):
+    proto = build(f"{STREAM} k = MatMul(w, m) y = Add(k, v)")
+    runner = NativeRunner(proto, precision=precision, device="cpu")
+    norms = [x for x in runner.engine.network.layers if x.kind == "residual_norm"]
+    assert [[n.op for n in x.nodes].count("Add") for x in norms] == [1, 2, 1]
+    stored = [[t.value_of.tensor for t in x.outputs if t.value_of] for x in norms]
+    assert stored == [["n"], ["t", "u"], ["v", "w"]]
+    feeds = feeds_of(proto, 50)
+    exact = NativeRunner(proto, precision="fp64", optimize=False).infer(feeds)["y"]
+    error = np.linalg.norm(runner.infer(feeds)["y"] - exact) / np.linalg.norm(exact)
+    plain = NativeRunner(proto, precision=precision, device="cpu", optimize=False)
+    rounded = np.linalg.norm(plain.infer(feeds)["y"] - exact) / np.linalg.norm(exact)
+    assert error < 5e-7 if precision == "fp32" else error < 0.9 * rounded
+
+
+@pytest.mark.parametrize(
+    ("more", "outputs"),
+    [("", "float[N,5,16] w, float[N,5,16] s"), ("z = Neg(s)", "float[N,5,16] w, float[N,5,16] z")],
+)
+def test_a_sum_of_the_stream_that_something_else_reads_stays_stored(more, outputs):
+    proto = build(f"{STREAM} {more}", outputs=outputs)
+    norms = [x for kind, x in layers_of(proto) if kind == "residual_norm"]
+    assert [ops.count("Add") for ops in norms] == [1, 1, 2]
+
+
+def test_an_add_of_another_precision_reads_the_stored_sum():
+    runner = NativeRunner(
+        build(STREAM, outputs="float[N,5,16] w"),
+        precision="fp16",
+        layer_precisions=dict.fromkeys(("t", "u"), "fp32"),
+        device="cpu",
+    )
+    norms = [x for x in runner.engine.network.layers if x.kind == "residual_norm"]
+    assert all(len({n.precision for n in x.nodes if n.sources}) == 1 for x in norms)
+    assert [[n.op for n in x.nodes].count("Add") for x in norms] == [1, 1, 1]
+
+
 @pytest.mark.parametrize("batch", [0, 1, 70, 900])
 def test_any_size_is_computed_right(batch):
-    proto = build(f"{NORM} z = Neg(s)", outputs="float[N,5,16] y, float[N,5,16] z")
+    proto = build(f"{STREAM} y = Neg(w) z = Neg(t)", outputs="float[N,5,16] y, float[N,5,16] z")
     feeds = {n: RNG.standard_normal((batch, 5, 16)).astype(np.float32) for n in "xr"}
     plain = NativeRunner(proto, device="cpu", optimize=False).infer(feeds)
     for name, value in NativeRunner(proto, device="cpu").infer(feeds).items():

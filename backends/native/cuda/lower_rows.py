@@ -14,6 +14,7 @@ from polytool.backends.native.kernels.pool import Pool, Window
 from polytool.backends.native.kernels.reduce import KINDS, Reduce
 from polytool.backends.native.kernels.rows import RowOp
 from polytool.backends.native.network import Layer, Node, Tensor
+from polytool.backends.native.passes.fuse_residual_norm import residual_parts
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType
 
@@ -51,17 +52,17 @@ def normalization(rec: Recorder, layer: Layer) -> None:
 
 @lowering("residual_norm")
 def residual_norm(rec: Recorder, layer: Layer) -> None:
-    """The same of a sum of two tensors, which may be stored as well."""
-    add, node = layer.nodes[:2]
+    """The same of a sum of tensors, which may be stored as well."""
+    addends, node = residual_parts(layer)
     *total, output = layer.outputs
-    _normalize(rec, node, add.inputs, output, *total)
+    _normalize(rec, node, addends, output, *total)
 
 
 def _normalize(
     rec: Recorder, node: Node, addends: Sequence[Tensor | None], output: Tensor,
     total: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """The normalisation of `addends`, of which there are one or two; `total` is their sum."""
+    """The normalisation of the sum of `addends`; `total` is where that is stored."""
     x, scale, *rest = node.inputs
     if x is None or scale is None or x.dtype is None:
         raise UnsupportedError("a normalisation without a scale")
@@ -85,8 +86,9 @@ def _normalize(
     mode = "layernorm" if node.op == "LayerNormalization" else "rmsnorm"
     rows = [_rows(rec, rec.view(t), axis) for t in addends if t is not None]
     kinds = tuple("full" if view.is_dense else "outer" for view in rows)
-    sum_steps = (Step.of("Add", 0, 1, dtype=x.dtype),) if len(rows) > 1 else ()
-    before, after = Tree((x.dtype,) * len(rows), sum_steps), Tree(inputs, tuple(steps))
+    n = len(rows)
+    sums = [Step.of("Add", i and n + i - 1, i + 1, dtype=x.dtype) for i in range(n - 1)]
+    before, after = Tree((x.dtype,) * n, tuple(sums)), Tree(inputs, tuple(steps))
     op = RowOp(mode, before, kinds, after, ("column",) * len(columns), total is not None)
     plan = op.plan(
         math.prod(shape[:axis]), width, epsilon=float(node.attrs.get("epsilon", 1e-5)),

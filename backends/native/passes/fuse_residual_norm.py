@@ -1,15 +1,22 @@
 """A residual Add joins the normalisation of its sum.
 
 * `Add(a, b) -> LayerNormalization | RMSNormalization [-> Cast]  =>  residual_norm`
+* `Add(x, a) -> norm, Add(that, b) -> norm  =>  the second layer adds all three`
 
 The normalisation sees the sum in float32; the sum is stored, rounded once, only where something
 else reads it. Of several normalisations of one sum the first is taken. The Cast is one that the
-lowering to a precision wrote, such as that in front of a network's output. Refused: addends that
-are constants or not surely of one shape (an Add of a bias stays with its product), two precisions,
-a mean or deviation that is asked for.
+lowering to a precision wrote, such as that in front of a network's output.
+
+A residual stream gains an error with each sum that is stored. One that only the next residual Add
+reads is added up again there, which reads and writes as much as storing it.
+
+Refused: addends that are constants or not surely of one shape (an Add of a bias stays with its
+product), two precisions, a mean or deviation that is asked for.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.network import Layer, Network, Node, Tensor
@@ -17,6 +24,7 @@ from polytool.backends.native.passes.result import PassResult
 from polytool.backends.native.passes.sizes import Sizes
 
 _NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+_ADDS = 2  # of one layer
 
 
 def fuse_residual_norms(network: Network, config: BuilderConfig) -> PassResult:
@@ -28,10 +36,23 @@ def fuse_residual_norms(network: Network, config: BuilderConfig) -> PassResult:
     return result
 
 
+def residual_parts(layer: Layer) -> tuple[list[Tensor], Node]:
+    """What a `residual_norm` layer adds up, in order, and the normalisation."""
+    adds = _adds(layer)
+    inside = {t for node in adds for t in node.writes()}
+    addends = [t for node in adds for t in node.inputs if t is not None and t not in inside]
+    return addends, layer.nodes[len(adds)]
+
+
+def _adds(layer: Layer) -> list[Node]:
+    return [node for node in layer.nodes if node.op == "Add"]
+
+
 def _fuse(graph: Network, sizes: Sizes, result: PassResult) -> None:
     readers, leaving = graph.consumers(), {*graph.outputs}
     places = {t: i for i, layer in enumerate(graph.layers) for t in layer.outputs}
     fused: dict[Layer, Layer | None] = {}  # what stands for a layer; None: it joined an earlier one
+    streams: dict[Tensor, Layer] = {}  # sums that one layer besides the normalisation reads
     for index, layer in enumerate(graph.layers):
         add = layer.nodes[0]
         reading = readers.get(layer.outputs[0], []) if add.op == "Add" else []
@@ -44,14 +65,14 @@ def _fuse(graph: Network, sizes: Sizes, result: PassResult) -> None:
         if reason is not None:
             result.refused.append(f"{layer.name}: {reason}")
             continue
-        members = [layer, after]
-        cast = _cast(after.outputs[0], readers, leaving)
-        if cast is not None:
-            members.append(cast)
-        stored = len(reading) > 1 or layer.outputs[0] in leaving
-        outputs = [*(layer.outputs if stored else ()), *members[-1].outputs]
-        fused |= dict.fromkeys(members[1:])
-        fused[layer] = Layer("residual_norm", [x.nodes[0] for x in members], outputs)
+        total, leaves = layer.outputs[0], layer.outputs[0] in leaving
+        joined = [after, *_cast(after.outputs[0], readers, leaving)]
+        stored = [total] if leaves or len(reading) > 1 else []
+        nodes = [*_summed(add, streams), *(x.nodes[0] for x in joined)]
+        whole = Layer("residual_norm", nodes, [*stored, *joined[-1].outputs])
+        if not leaves and len(reading) == 2 and len(_adds(whole)) < _ADDS:
+            streams[total] = whole
+        fused |= {layer: whole, **dict.fromkeys(joined)}
         result.changed += 1
     standing = (fused.get(layer, layer) for layer in graph.layers)
     graph.replace_layers(layer for layer in standing if layer is not None)
@@ -79,12 +100,31 @@ def _refusal(add: Node, norm: Node, sizes: Sizes) -> str | None:
 
 def _cast(
     normalized: Tensor, readers: dict[Tensor, list[Layer]], leaving: set[Tensor]
-) -> Layer | None:
-    """The cast between float types that alone reads what the normalisation gives."""
+) -> list[Layer]:
+    """The cast between float types, if there is one that alone reads what is normalised."""
     found = readers.get(normalized, [])
     if normalized in leaving or len(found) != 1:
-        return None
-    node = found[0].nodes[0]
-    (target,) = found[0].outputs[:1]
+        return []
+    node, target = found[0].nodes[0], found[0].outputs[0]
     known = node.op == "Cast" and not node.sources and target.place == normalized.place
-    return found[0] if known and target.dtype is not None and target.dtype.is_float else None
+    return found if known and target.dtype is not None and target.dtype.is_float else []
+
+
+def _summed(add: Node, streams: dict[Tensor, Layer]) -> list[Node]:
+    """`add`, behind copies of the Adds whose sum it reads; that is no longer stored then."""
+    total = next((t for t in add.inputs if t in streams), None)
+    if total is None or streams[total].precision != add.precision:
+        return [add]
+    layer = streams.pop(total)
+    layer.outputs.remove(total)
+    copies: dict[Tensor | None, Tensor | None] = {
+        t: replace(t, name=f"{t.name}:again") for node in _adds(layer) for t in node.writes()
+    }
+    return [
+        replace(
+            node,
+            inputs=[copies.get(t, t) for t in node.inputs],
+            outputs=[copies.get(t, t) for t in node.outputs],
+        )
+        for node in (*_adds(layer), add)
+    ]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from polytool.backends.native.network import Layer, Node
+from polytool.backends.native.passes.fuse_residual_norm import residual_parts
 from polytool.backends.native.tactics.base import Launch, Mode, Tactic, only_node
 from polytool.backends.native.tactics.lowering import FLOAT, stored_as
 from polytool.backends.native.tactics.numpy_generic import Generic, stored_constant
@@ -83,7 +84,7 @@ class Normalize(Tactic):
 
 
 class ResidualNormalize(Tactic):
-    """The sum of two tensors, and its normalisation while a block of it is in the cache."""
+    """The sum of some tensors, and its normalisation while a block of it is in the cache."""
 
     name = "numpy.residual_norm"
     priority = 10
@@ -91,30 +92,32 @@ class ResidualNormalize(Tactic):
     def supports(self, layer: Layer, mode: Mode) -> bool:
         if layer.kind != "residual_norm" or mode.wide:
             return False
-        add, norm = layer.nodes[:2]
-        tensors = [t for t in (*add.inputs, *layer.outputs) if t is not None]
-        return all(stored_as(t) == FLOAT for t in tensors) and _is_plain(norm)
+        addends, norm = residual_parts(layer)
+        return all(stored_as(t) == FLOAT for t in (*addends, *layer.outputs)) and _is_plain(norm)
 
     def compile(self, layer: Layer, mode: Mode) -> Launch:
-        add, norm = layer.nodes[:2]
+        addends, norm = residual_parts(layer)
         kernel, size_of = _bound(norm, mode)
-        first, second = (layer.inputs.index(t) for t in add.inputs if t is not None)
-        stored = len(layer.outputs) > 1
+        places = [layer.inputs.index(t) for t in addends]
+        count = len(layer.outputs)
         fallback = Generic().compile(layer, mode)
 
-        def rows(a: Array, b: Array, out: Array, total: Array | None = None) -> None:
-            total = np.add(a, b, out=out if total is None else total)
-            kernel(total, out)
+        def rows(a: Array, b: Array, *others: Array) -> None:
+            rest, results = others[:-count], others[-count:]
+            total = np.add(a, b, out=results[0])
+            for addend in rest:
+                np.add(total, addend, out=total)
+            kernel(total, results[-1])
 
         def launch(*args: Array) -> Sequence[Any]:
-            a, b = args[first], args[second]
-            size = size_of(a.shape)
-            if not size or a.shape != b.shape:
+            given = [args[i] for i in places]
+            shape = given[0].shape
+            size = size_of(shape)
+            if not size or any(x.shape != shape for x in given):
                 return fallback(*args)
-            results = [np.empty(a.shape, np.float32) for _ in range(1 + stored)]
-            flat = [np.ascontiguousarray(x).reshape(-1, size) for x in (a, b, *results)]
-            by_rows(rows, *flat)
-            return results[::-1]
+            results = [np.empty(shape, np.float32) for _ in range(count)]
+            by_rows(rows, *(np.ascontiguousarray(x).reshape(-1, size) for x in (*given, *results)))
+            return results
 
         return launch
 
