@@ -31,6 +31,9 @@ def reference(q, k, v, scale, mask=None, causal=False, offset=0):
         ((2, 64), 100, 140, 64, False, "bool"),
         ((1, 64), 33, 140, 128, False, "f2"),
         ((3, 32), 150, 150, 128, True, None),
+        ((2, 64), 100, 140, 64, False, "f2 rows"),
+        ((1, 128), 70, 128, 64, False, "bool rows"),
+        ((1, 48), 70, 50, 64, True, "f4 rows"),
     ],
     ids=str,
 )
@@ -42,18 +45,18 @@ def test_attention_of_packed_keys_and_values(
     kv = rng.standard_normal((batch, keys, 2, heads // 2, head)).astype("f2")
     k, v = np.ascontiguousarray(kv[:, :, 0]), np.ascontiguousarray(kv[:, :, 1])
     out = np.full((batch, queries, heads, head), np.nan, "f2")
-    extra, kind = None, None
+    extra, kind, by_rows = None, None, mask is not None and "rows" in mask
     if mask is not None:
-        extra, kind = rng.standard_normal((batch, 1, 1, keys)).astype("f2"), H
-        if mask == "bool":
-            extra, kind = extra < 0.8, DType.BOOL
+        extra = rng.standard_normal((batch, 1, queries if by_rows else 1, keys))
+        extra = extra < 0.8 if "bool" in mask else extra.astype(mask[:2])
+        kind = DType.of(extra)
     inner, rows = (queries * heads * head, head, heads * head), heads // 2 * head
     layout = attention.Layout(
         batch, heads, heads // 2, queries, keys, head**-0.5, inner,
         (keys * rows, head, rows), (keys * rows, head, rows), inner,
-        (0, 0, 0, 0) if mask is None else (keys, 0, 0, 1),
+        (0,) * 4 if mask is None else (extra.shape[2] * keys, 0, keys if by_rows else 0, 1),
     )  # fmt: skip
-    plan = AttentionGroup(H, head, kind, causal, form).plan(layout)
+    plan = AttentionGroup(H, head, kind, causal, form, by_rows).plan(layout)
     run_plan(plan, [q, k, v, *([] if extra is None else [extra]), out])
     q, k, v = (t.astype("f8").transpose(0, 2, 1, 3) for t in (q, k, v))
     k, v = (np.repeat(t, 2, axis=1) for t in (k, v))

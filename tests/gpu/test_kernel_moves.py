@@ -336,3 +336,22 @@ def test_gelu_for_16_bits_errs_far_below_their_rounding(run_plan):
     off = np.abs(out[:-3] - exact) - np.abs(rounded - exact)
     assert (off <= 4e-5 * np.maximum(np.abs(exact), 1e-2)).all()
     assert out[-3] == np.inf and out[-2] == 0 and np.isnan(out[-1])
+
+
+@pytest.mark.parametrize("length", [96, 768, 1100])
+def test_blocks_take_several_rows_in_turn(run_plan, rng, monkeypatch, length):
+    monkeypatch.setattr(rows, "_MULTIPROCESSORS", 2)
+    monkeypatch.setattr(rows, "_RESIDENT", 128)
+    x, y = (rng.standard_normal((37, length)).astype("f2") for _ in range(2))
+    gamma = rng.standard_normal(length).astype("f2")
+    out, sums = np.full((37, length), np.nan, "f2"), np.full((37, length), np.nan, "f2")
+    before = Tree((H, H), (Step.of("Add", 0, 1, dtype=H),))
+    after = Tree((S, H), (Step.of("Mul", 0, 1, dtype=H),))
+    op = rows.RowOp("rmsnorm", before, ("full", "full"), after, ("column",), True)
+    plan = op.plan(37, length, epsilon=1e-5)
+    assert plan.calls[0].grid[0] < 37 / 4
+    run_plan(plan, [x, y, gamma, out, sums])
+    total = x.astype("f8") + y
+    expected = total / np.sqrt((total**2).mean(-1, keepdims=True) + 1e-5) * gamma
+    assert error(out, expected) < 3e-4
+    np.testing.assert_array_equal(sums, total.astype("f2"))

@@ -63,8 +63,10 @@ def products():
     yield attention.Attention(H, 256, BOOL, False, (4, 1, 64)).kernel
     for mask, form in itertools.product((None, H, BOOL), attention_group.forms(197, 197, 64)):
         yield attention_group.AttentionGroup(H, 64, mask, False, form).kernel
-    for form in attention_group.forms(512, 512, 128):
-        yield attention_group.AttentionGroup(B, 128, S, True, form).kernel
+    for form in attention_group.forms(512, 512, 128, S):
+        yield attention_group.AttentionGroup(B, 128, S, True, form, True).kernel
+    for form in attention_group.forms(128, 128, 64, H):
+        yield attention_group.AttentionGroup(H, 64, H, False, form, True).kernel
     for kind in (S, D, I32):
         yield direct._product(direct.Product(kind, kind, bias(kind, kind)))
     for kind, transposed in itertools.product((H, S, D), (False, True)):

@@ -66,9 +66,12 @@ def attention(rec: Recorder, layer: Layer) -> None:
         attention_kernels.Attention(q.dtype, size, mask_dtype, causal, form, mask_rows, mask_pairs)
         for form in (*attention_kernels.FORMS, *fitting)
     ]
-    if size in HEADS and (mask is None or not mask_rows):
-        shapes = forms(rows, k.shape[2], size)
-        kernels += [AttentionGroup(q.dtype, size, mask_dtype, causal, form) for form in shapes]
+    if size in HEADS and (mask is None or not mask_rows or mask_pairs):
+        in_rows_of = mask_dtype if mask_rows else None
+        kernels += [
+            AttentionGroup(q.dtype, size, mask_dtype, causal, form, in_rows_of is not None)
+            for form in forms(rows, k.shape[2], size, in_rows_of)
+        ]
     plans = [a.plan(layout) for a in kernels if a.shared(layout.keys) <= SHARED_LIMIT]
     signature = f"attention {q.dtype.label} {layout!r} {mask_dtype} {mask_pairs} {causal}"
     libraries = [attention_request(q.dtype, layout, size, causal)] if mask is None else []

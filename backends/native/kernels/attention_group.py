@@ -15,6 +15,7 @@ from polytool.backends.native.kernels.source import (
     Kernel,
     Plan,
     assemble,
+    item_size,
 )
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType
@@ -25,29 +26,37 @@ _KEYS = range(48, 257)  # of a tile: few are slow, more do not fit into register
 _REGISTERS = 65536  # of a multiprocessor
 
 
-def forms(queries: int, keys: int, head: int) -> list[tuple[int, int]]:
-    """Candidates: warpgroups of 64 queries, keys a tile; also such that few tiles just hold all."""
+def forms(
+    queries: int, keys: int, head: int, rows_of: DType | None = None
+) -> list[tuple[int, int]]:
+    """Candidates: warpgroups of 64 queries, keys a tile; also such that few tiles just hold all.
+
+    `rows_of` is the type of a mask that queries have different rows of.
+    """
     groups = [g for g in (1, 2, 3, 4) if (g - 1) * 64 < queries]
     tiles = [-(-keys // (16 * n)) * 16 for n in (1, 2, 3)]
     fitting = [(g, t) for g in groups for t in tiles if t in _KEYS]
     general = [form for form in _FORMS if form[0] in groups and form[1] < keys]
     found = dict.fromkeys((*fitting, *general))
-    return [(g, t) for g, t in found if g * 128 * _registers(t, head) <= _REGISTERS]
+    return [(g, t) for g, t in found if g * 128 * _registers(t, head, rows_of) <= _REGISTERS]
 
 
-def _registers(tile: int, head: int) -> int:
-    """What a thread needs: scores, results, and the rest."""
-    return min(255, -(-(tile // 2 + head // 2 + 32) // 8) * 8)
+def _registers(tile: int, head: int, rows_of: DType | None) -> int:
+    """What a thread needs: scores, results, the mask's values, and the rest."""
+    mask = 0 if rows_of is None else tile // 4 * max(1, item_size(rows_of) // 2)
+    return min(256, -(-(tile // 2 + head // 2 + mask + 32) // 8) * 8)
 
 
 @dataclass(frozen=True)
 class AttentionGroup:
-    """One block shape of fused attention whose mask, if any, is the same for all queries.
+    """One block shape of fused attention.
 
     Attributes:
         head: elements of a head, 64 or 128.
         mask: the mask's element type: a float type is added, BOOL selects, None for no mask.
         form: warpgroups of 64 queries, keys a tile.
+        mask_rows: whether queries have different rows of the mask; its columns must then lie side
+            by side, and pairs of them be aligned.
     """
 
     dtype: DType
@@ -55,6 +64,7 @@ class AttentionGroup:
     mask: DType | None = None
     causal: bool = False
     form: tuple[int, int] = (2, 64)
+    mask_rows: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in MMA or self.head not in HEADS:
@@ -72,12 +82,14 @@ class AttentionGroup:
         """Bytes of dynamic shared memory for so many keys: two tiles of them, one if it is all."""
         groups, tile = self.form
         tiles = (groups * 64 + (2 if keys <= tile else 4) * tile) * self.head * 2
-        return tiles + (-(-keys // tile) * tile * 4 if self.mask is not None else 0)
+        staged = self.mask is not None and not self.mask_rows
+        return tiles + (-(-keys // tile) * tile * 4 if staged else 0)
 
     @property
     def blocks(self) -> int:
         """Blocks that a multiprocessor should hold: as registers and shared memory allow."""
-        by_registers = _REGISTERS // (self.threads * _registers(self.form[1], self.head))
+        registers = _registers(self.form[1], self.head, self.mask if self.mask_rows else None)
+        by_registers = _REGISTERS // (self.threads * registers)
         return max(1, min(by_registers, SHARED_LIMIT // (self.shared(self.form[1]) + 1024), 8))
 
     @cached_property
@@ -93,6 +105,7 @@ class AttentionGroup:
             "BLOCKS": self.blocks,
             "CAUSAL": int(self.causal),
             "MASK": 0 if self.mask is None else 2 if self.mask is DType.BOOL else 1,
+            "MASK_ROWS": int(self.mask_rows),
             "T_MASK": C_TYPES[self.mask or DType.FLOAT],
         }
         code = group_product(self.dtype, tile, "scores_group")

@@ -26,6 +26,10 @@ from polytool.tensors import DType
 MODES = {"layernorm": 0, "rmsnorm": 1, "softmax": 2, "logsoftmax": 3, "attention": 4}
 """`attention` is a softmax that gives zeros for rows of -inf."""
 _CACHE = 4
+_MULTIPROCESSORS = 132
+_RESIDENT = (
+    768  # threads of a multiprocessor that keep memory busy; further rows are their next ones
+)
 
 
 @dataclass(frozen=True)
@@ -73,78 +77,100 @@ class RowOp:
         return _row_kernel(self, vector, row_threads, full)
 
     def code(self, vector: int) -> str:
-        """The functions `before` and `after` of rows.cuh."""
-        params, args, setup = [], [], []
-        for i, (dtype, operand) in enumerate(self._inputs):
+        """What rows.cuh wants: `fetch` and `before`, `fetch_beside` and `after`."""
+        inputs, n = self._inputs, len(self.before.inputs)
+        params, args = [], []
+        for i, (dtype, operand) in enumerate(inputs):
             params.append(f"const {C_TYPES[dtype]}* x{i}")
             args.append(f"x{i}")
             if operand.startswith("outer"):
-                params.append(f"strides s{i}")
+                params.append(f"const strides& s{i}")
+                args.append(f"s{i}")
             if operand == "gather":
                 params.append(f"const i64* g{i}")
-                setup.append(f"x{i} += g{i}[row] * length;")
+                args.append(f"g{i}")
+        if any(o.startswith("outer") for _, o in inputs):
+            params.append("const dims& outer")
+            args.append("outer")
         if self.store_before:
-            kind = C_TYPES[self.before.output_dtypes[0]]
-            params.append(f"{kind}* sums")
-        outer = [i for i, (_, o) in enumerate(self._inputs) if o.startswith("outer")]
-        if outer:
-            params.append("dims outer")
-            setup.append("u32 rest = row;")
-            setup.append("for (int d = outer.rank - 1; d >= 0; d--) {")
-            setup.append(
-                "    u32 next = divide(rest, outer.magic[d], outer.shift[d]),"
-                " index = rest - next * outer.size[d];"
-            )
-            setup += [f"    x{i} += index * s{i}.step[d];" for i in outer]
-            setup += ["    rest = next;", "}"]
+            params.append(f"{C_TYPES[self.before.output_dtypes[0]]}* sums")
+            args.append("sums")
         lines = "for (int c = threadIdx.x * 32; c < length; c += MAX_THREADS * 32)"
         ahead = [
-            f"{lines} prefetch_l2(x{i} + c);"
-            for i, (_, operand) in enumerate(self._inputs)
-            if operand == "column"
+            f"{lines} prefetch_l2(x{i} + c);" for i, (_, o) in enumerate(inputs) if o == "column"
         ]
-        declared = "".join(f", const {C_TYPES[t]}* x{i}" for i, (t, _) in enumerate(self._inputs))
-        n = len(self.before.inputs)
+        declared = "".join(f", {p}" for p in params)
+        same = all(o in ("column", "scalar") for _, o in inputs[n:])
+        by_value = "".join(f", {p.replace('& ', ' ')}" for p in params)
         return "\n".join(
             (
-                f"#define ROW_PARAMS {''.join(', ' + p for p in params)}",
+                f"#define ROW_PARAMS {by_value}",
                 f"#define ROW_ARGS {''.join(', ' + a for a in args)}",
-                f"#define ROW_SETUP {' '.join(setup)}",
                 f"#define ROW_PREFETCH {' '.join(ahead)}",
-                f"DEVICE pack<REAL, {vector}> before(u32 row, int col, i64 at{declared}) {{",
+                f"#define BESIDE_STAYS {int(same)}",
+                *self._fetch("operands", "fetch", range(n), vector, declared),
+                f"DEVICE pack<REAL, {vector}> before(const operands& from) {{",
                 f"    pack<REAL, {vector}> result;",
-                *self._body(self.before, range(n), [], vector, "result.at[i] = (REAL)"),
+                *self._compute(self.before, range(n), [], vector, "result.at[i] = (REAL)"),
                 "    return result;",
                 "}",
-                f"DEVICE void after(const pack<REAL, {vector}>& y, u32 row, int col, i64 at,"
-                f" pack<T_OUT, {vector}>& out{declared}) {{",
-                *self._body(
-                    self.after,
-                    range(n, len(self._inputs)),
-                    ["y.at[i]"],
-                    vector,
+                *self._fetch("further", "fetch_beside", range(n, len(inputs)), vector, declared),
+                f"DEVICE void after(const pack<REAL, {vector}>& y, const further& from,"
+                f" pack<T_OUT, {vector}>& out) {{",
+                *self._compute(
+                    self.after, range(n, len(inputs)), ["y.at[i]"], vector,
                     "out.at[i] = narrow<T_OUT>",
                 ),
                 "}",
             )
-        )
+        )  # fmt: skip
 
-    def _body(
-        self, tree: Tree, numbers: range, names: list[str], vector: int, assign: str
+    def _fetch(
+        self, struct: str, name: str, numbers: range, vector: int, declared: str
     ) -> list[str]:
-        loads = []
+        """A structure of operands as they lie in memory, and the function that loads it."""
+        members, setup, loads = [], [], []
+        outer = [i for i in numbers if self._inputs[i][1].startswith("outer")]
+        if outer:
+            setup += [
+                "    u32 rest = row;",
+                "    for (int d = outer.rank - 1; d >= 0; d--) {",
+                "        u32 next = divide(rest, outer.magic[d], outer.shift[d]),"
+                " index = rest - next * outer.size[d];",
+                *(f"        x{i} += index * s{i}.step[d];" for i in outer),
+                "        rest = next;",
+                "    }",
+            ]
         for i in numbers:
             dtype, operand = self._inputs[i]
             kind = C_TYPES[dtype]
+            if operand == "gather":
+                setup.append(f"    x{i} += g{i}[row] * length;")
             place = {"full": "at", "column": "col", "outer": "col", "gather": "col"}.get(operand)
             if place is not None:
-                loads.append(f"    auto p{i} = load_pack<{kind}, {vector}>(x{i} + {place});")
-                names = [*names, f"widen(p{i}.at[i])"]
+                members.append(f"    pack<{kind}, {vector}> p{i};")
+                loads.append(f"    to.p{i} = load_pack<{kind}, {vector}>(x{i} + {place});")
             else:
-                names = [*names, f"widen(x{i}[{'row' if operand == 'row' else '0'}])"]
+                members.append(f"    {kind} p{i};")
+                loads.append(f"    to.p{i} = x{i}[{'row' if operand == 'row' else '0'}];")
+        return [
+            f"struct {struct} {{",
+            *members,
+            "};",
+            f"DEVICE void {name}({struct}& to, u32 row, int col, i64 at, int length{declared}) {{",
+            *setup,
+            *loads,
+            "}",
+        ]
+
+    def _compute(
+        self, tree: Tree, numbers: range, names: list[str], vector: int, assign: str
+    ) -> list[str]:
+        for i in numbers:
+            single = self._inputs[i][1] in ("row", "scalar", "outer0")
+            names = [*names, f"widen(from.p{i})" if single else f"widen(from.p{i}.at[i])"]
         lines, (result, *_) = emit(tree, names, " " * 8)
         return [
-            *loads,
             "#pragma unroll",
             f"    for (int i = 0; i < {vector}; i++) {{",
             *lines,
@@ -193,14 +219,15 @@ class RowOp:
             if operand == "gather":
                 args.append(Buffer(len(inputs) + 1 + self.store_before + tables))
                 tables += 1
-        if self.store_before:
-            args.append(Buffer(len(inputs) + 1))
         if any(o.startswith("outer") for _, o in inputs):
             args.append(dims(tuple(outer)))
+        if self.store_before:
+            args.append(Buffer(len(inputs) + 1))
         if rows >= 1 << 31:
             raise UnsupportedError(f"a normalisation of {rows} rows is beyond 2^31")
-        per_block = kernel.threads // threads
-        grid = (max(1, -(-rows // per_block)), 1, 1)
+        blocks = -(-rows // (kernel.threads // threads))
+        turns = -(-blocks // (_MULTIPROCESSORS * max(1, _RESIDENT // kernel.threads)))
+        grid = (max(1, -(-blocks // turns)), 1, 1)
         return Plan((Call(kernel, grid, (kernel.threads, 1, 1), tuple(args)),) if rows else ())
 
 
@@ -209,7 +236,7 @@ def _threads(rows: int, units: int) -> tuple[int, int]:
 
     Few rows get more threads than registers ask for.
     """
-    few = rows < 132 * 4
+    few = rows < _MULTIPROCESSORS * 4
     fitting = [t for t in range(32, 513, 32) if units % t == 0 and units // t <= _CACHE]
     if fitting:
         threads = fitting[-1] if few else fitting[0]

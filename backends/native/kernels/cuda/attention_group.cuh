@@ -3,7 +3,8 @@
 //
 // Tensors are addressed by batch, head and row strides; the scale is positive. Macros: T (half_t or
 // bfloat_t), PACK, HEAD (64 or 128), GROUPS, BC (keys a tile, a multiple of 16), CAUSAL, MASK (0 none, 1
-// additive, 2 boolean; one row for all queries), T_MASK, BLOCKS (on a multiprocessor).
+// additive, 2 boolean), MASK_ROWS (0: one row of it serves all queries; 1: aligned pairs of columns lie side
+// by side), T_MASK, BLOCKS (on a multiprocessor).
 
 struct attention_shape {
     int queries, keys, group, causal_offset;
@@ -53,7 +54,7 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const T* q, const T* k, const T* v, T* o, a
     int last = g.keys;
     if (CAUSAL) last = max(0, min(last, first + GROUPS * 64 + g.causal_offset));
     const int steps = (last + BC - 1) / BC;
-#if MASK
+#if MASK && !MASK_ROWS
     float* added = (float*)(tiles + (g.keys > BC ? 4 : 2) * TILE_BYTES);  // in units of log2
 #endif
     auto load_keys = [&](int step) {
@@ -72,7 +73,7 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const T* q, const T* k, const T* v, T* o, a
     copy_commit();
     if (steps > 1) load_values(1);
     copy_commit();
-#if MASK
+#if MASK && !MASK_ROWS
     for (int c = tid; c < g.keys; c += THREADS) {
         const T_MASK m = mask[batch * g.mask[0] + head * g.mask[1] + c * g.mask[3]];
 #if MASK == 1
@@ -103,6 +104,17 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const T* q, const T* k, const T* v, T* o, a
             for (int i = 0; i < 4; i++) scores_group(s, matrix_step(from_q, i * 32), matrix_step(from_k, i * 32), p + i > 0);
         }
         group_commit();
+#if MASK && MASK_ROWS
+        pack<T_MASK, 2> around[2][BC / 8];  // on its way meanwhile
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int key = step * BC + (lane & 3) * 2;
+            const T_MASK* line = mask + batch * g.mask[0] + head * g.mask[1] + min(row + h * 8, g.queries - 1) * g.mask[2] + key;
+#pragma unroll
+            for (int j = 0; j < BC / 8; j++)
+                if (key + j * 8 < g.keys) around[h][j] = load_pack<T_MASK, 2>(line + j * 8);
+        }
+#endif
         group_wait<0>();
 #pragma unroll
         for (int j = 0; j < BC / 8; j++)
@@ -115,7 +127,15 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const T* q, const T* k, const T* v, T* o, a
         const bool above = CAUSAL && step * BC + BC - 1 > first + group * 64 + g.causal_offset;
 #pragma unroll
         for (int j = 0; j < BC / 8; j++) {
-#if MASK
+#if MASK && MASK_ROWS
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+#if MASK == 1
+                s[j][e] = fmaf((float)widen(around[e >> 1][j].at[e & 1]), LOG2E, s[j][e] * unit);
+#else
+                s[j][e] = around[e >> 1][j].at[e & 1] ? s[j][e] * unit : -INFINITY;
+#endif
+#elif MASK
             const pack<float, 2> more = load_pack<float, 2>(added + step * BC + j * 8 + column);
 #pragma unroll
             for (int e = 0; e < 4; e++)
