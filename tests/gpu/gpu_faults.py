@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -133,7 +134,7 @@ def fewer_blocks(site: Site) -> bool:
     if not isinstance(launch, Launch) or launch._config.grid[0] < 2:
         return False
     kernels = [k for p in site.stretch._steps[site.at].plans for k in p.kernels()]
-    if any("+= gridDim" in k.source for k in kernels if k.name == launch.name):
+    if any(re.search(r"\+=? gridDim", k.source) for k in kernels if k.name == launch.name):
         return False  # its blocks share out what there is, however few they are
     launch._config.grid[0] -= max(1, launch._config.grid[0] // 4)
     return site.replace(*site.launches)
