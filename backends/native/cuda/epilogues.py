@@ -156,9 +156,3 @@ def packed_constant(
         return np.ascontiguousarray(change(constant.array()))
 
     return rec.constant(make, shape, constant.dtype, (constant, name))
-
-
-def given(node: Node, index: int) -> Tensor:
-    tensor = node.inputs[index]
-    assert tensor is not None
-    return tensor

@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 
 from polytool.backends.native.cuda.buffers import View
-from polytool.backends.native.cuda.epilogues import (
-    given,
-)
 from polytool.backends.native.cuda.library import attention_request
-from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.cuda.recorder import Recorder, given, lowering
 from polytool.backends.native.kernels import attention as attention_kernels
 from polytool.backends.native.kernels.attention_group import HEADS, AttentionGroup, forms
 from polytool.backends.native.kernels.source import SHARED_LIMIT

@@ -10,9 +10,8 @@ import numpy as np
 from polytool.backends.native.cuda.buffers import View
 from polytool.backends.native.cuda.elements import compute, store
 from polytool.backends.native.cuda.lower_contractions import as_tensor, matmul, shaped
-from polytool.backends.native.cuda.lower_indexing import given
 from polytool.backends.native.cuda.lower_statistics import register_dtype
-from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.cuda.recorder import Recorder, given, lowering
 from polytool.backends.native.kernels.expr import Step, Tree
 from polytool.backends.native.kernels.pointwise import copy
 from polytool.backends.native.kernels.rows import RowOp

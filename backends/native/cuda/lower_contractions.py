@@ -10,8 +10,7 @@ import numpy as np
 
 from polytool.backends.native.cuda.buffers import View
 from polytool.backends.native.cuda.elements import compute, each, store
-from polytool.backends.native.cuda.lower_indexing import given
-from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.cuda.recorder import Recorder, alone, given, lowering
 from polytool.backends.native.kernels.source import compute_type
 from polytool.backends.native.network import Layer, Node, Tensor
 from polytool.backends.native.ops.linear import contraction, labels
@@ -57,9 +56,7 @@ def sums_dtype(dtype: DType) -> DType:
 @lowering("MatMul", "FusedMatMul", general=True)
 def matrix_product(rec: Recorder, layer: Layer) -> None:
     """Vectors as matrices of one row or column, transposed batches, whole numbers."""
-    node, (output,) = layer.nodes[0], layer.outputs
-    if len(layer.nodes) > 1:
-        raise UnsupportedError("a general product has no epilogue")
+    node, output = alone(layer, "a general product")
     a, b = rec.view(given(node, 0)), rec.view(given(node, 1))
     for name, batches in (("A", "transBatchA"), ("B", "transBatchB")):
         view = a if name == "A" else b
@@ -104,9 +101,7 @@ def _naive(rec: Recorder, node: Node, a: View, b: View, output: Tensor, alpha: f
 @lowering("Gemm", general=True)
 def gemm(rec: Recorder, layer: Layer) -> None:
     """The product, then what is added to it."""
-    node, (output,) = layer.nodes[0], layer.outputs
-    if len(layer.nodes) > 1:
-        raise UnsupportedError("a general product has no epilogue")
+    node, output = alone(layer, "a general product")
     a, b = rec.view(given(node, 0)), rec.view(given(node, 1))
     a = a.permuted((1, 0)) if node.attrs.get("transA", 0) else a
     b = b.permuted((1, 0)) if node.attrs.get("transB", 0) else b
@@ -132,9 +127,7 @@ def gemm(rec: Recorder, layer: Layer) -> None:
 @lowering("Einsum")
 def einsum(rec: Recorder, layer: Layer) -> None:
     """Two operands as a batched product where they allow it, else a sum a thread."""
-    node, (output,) = layer.nodes[0], layer.outputs
-    if len(layer.nodes) > 1:
-        raise UnsupportedError("an Einsum has no epilogue")
+    node, output = alone(layer, "an Einsum")
     views = [rec.view(given(node, i)) for i in range(len(node.inputs))]
     operands, result = labels(str(node.attrs["equation"]), tuple(len(v.shape) for v in views))
     if (

@@ -11,8 +11,7 @@ import numpy as np
 
 from polytool.backends.native.cuda.buffers import View
 from polytool.backends.native.cuda.elements import compute
-from polytool.backends.native.cuda.lower_indexing import given
-from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.cuda.recorder import Recorder, alone, given, lowering
 from polytool.backends.native.network import Constant, Layer, Node, Tensor
 from polytool.backends.native.ops.conv import transposed_windows
 from polytool.backends.native.ops.windows import Windows, windows
@@ -122,10 +121,8 @@ def convolve(
 @lowering("Conv", general=True)
 def convolution(rec: Recorder, layer: Layer) -> None:
     """One-dimensional ones as two-dimensional ones, all others directly."""
-    node, (output,) = layer.nodes[0], layer.outputs
+    node, output = alone(layer, "a general convolution")
     x, w = rec.view(given(node, 0)), rec.view(given(node, 1))
-    if len(layer.nodes) > 1:
-        raise UnsupportedError("a general convolution has no epilogue")
     if len(x.shape) == 3 and given(node, 1).constant is not None:
         _one_dimensional(rec, node, output)
         return
@@ -173,9 +170,7 @@ def _reshaped(rec: Recorder, view: View, shape: tuple[int, ...]) -> View:
 @lowering("ConvTranspose")
 def conv_transpose(rec: Recorder, layer: Layer) -> None:
     """Each output element gathers the inputs whose windows reach it."""
-    node = layer.nodes[0]
-    if len(layer.nodes) > 1:
-        raise UnsupportedError("a transposed convolution has no epilogue")
+    node, output = alone(layer, "a transposed convolution")
     x, w = rec.view(given(node, 0)), rec.view(given(node, 1))
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     keys = ("dilations", "output_padding", "output_shape", "pads", "strides")
@@ -199,7 +194,7 @@ def conv_transpose(rec: Recorder, layer: Layer) -> None:
     del fields["size"]
     compute(
         rec, node.op, (x.shape[0], w.shape[1] * groups, *spatial(where.size)),
-        {"x": x, "w": w, **extra}, {"y": rec.output(layer.outputs[0])},
+        {"x": x, "w": w, **extra}, {"y": rec.output(output)},
         f"{inner}\n        y[unit] = narrow<T_y>(sum{added});",
         defines={"ACC": "double" if x.dtype is DType.DOUBLE else "float"},
         groups=groups, channels=x.shape[1] // groups, per_group=w.shape[1],

@@ -10,8 +10,7 @@ import numpy as np
 
 from polytool.backends.native.cuda.buffers import View
 from polytool.backends.native.cuda.elements import compute
-from polytool.backends.native.cuda.lower_indexing import given
-from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.cuda.recorder import Recorder, given, lowering
 from polytool.backends.native.network import Layer
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType

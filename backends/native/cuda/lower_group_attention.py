@@ -8,9 +8,8 @@ from polytool.backends.native.cuda.buffers import View
 from polytool.backends.native.cuda.elements import compute, each, run
 from polytool.backends.native.cuda.lower_attention_general import split_heads
 from polytool.backends.native.cuda.lower_contractions import as_tensor, shaped
-from polytool.backends.native.cuda.lower_indexing import given
 from polytool.backends.native.cuda.lower_quantized import dynamic_scale, integer_product
-from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.cuda.recorder import Recorder, given, lowering
 from polytool.backends.native.network import Layer, Node, Tensor
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType

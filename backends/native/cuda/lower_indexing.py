@@ -8,19 +8,12 @@ import numpy as np
 
 from polytool.backends.native.cuda.buffers import View
 from polytool.backends.native.cuda.elements import compute
-from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.cuda.recorder import Recorder, given, lowering
 from polytool.backends.native.kernels.gather import Gather, Scatter
 from polytool.backends.native.kernels.pointwise import copy
-from polytool.backends.native.network import Layer, Node, Tensor
+from polytool.backends.native.network import Layer, Tensor
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType
-
-
-def given(node: Node, index: int) -> Tensor:
-    """An input that must be there."""
-    tensor = node.inputs[index]
-    assert tensor is not None
-    return tensor
 
 
 def _indices(rec: Recorder, tensor: Tensor) -> View:

@@ -8,8 +8,7 @@ import numpy as np
 
 from polytool.backends.native.cuda.buffers import View
 from polytool.backends.native.cuda.elements import compute
-from polytool.backends.native.cuda.lower_indexing import given
-from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.cuda.recorder import Recorder, given, lowering
 from polytool.backends.native.kernels.epilogue import Epilogue
 from polytool.backends.native.kernels.expr import Step, Tree
 from polytool.backends.native.kernels.gemm import Matrix, candidates

@@ -12,8 +12,7 @@ from polytool.backends.native.cuda.buffers import View
 from polytool.backends.native.cuda.elements import compute, run
 from polytool.backends.native.cuda.lower_attention_general import appended, split_heads
 from polytool.backends.native.cuda.lower_contractions import as_tensor, shaped, sums_dtype
-from polytool.backends.native.cuda.lower_indexing import given
-from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.cuda.recorder import Recorder, given, lowering
 from polytool.backends.native.network import Constant, Layer, Node, Tensor
 from polytool.backends.native.ops.microsoft_weights import block_weights
 from polytool.errors import UnsupportedError

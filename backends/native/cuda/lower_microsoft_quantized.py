@@ -7,9 +7,8 @@ import dataclasses
 from polytool.backends.native.cuda.buffers import View
 from polytool.backends.native.cuda.elements import compute, each, run
 from polytool.backends.native.cuda.lower_contractions import as_tensor
-from polytool.backends.native.cuda.lower_indexing import given
 from polytool.backends.native.cuda.lower_quantized import integer_product, on_grid, qlinear_conv
-from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.cuda.recorder import Recorder, given, lowering
 from polytool.backends.native.network import Layer, Node, Tensor
 from polytool.tensors import DType
 

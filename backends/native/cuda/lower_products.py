@@ -11,13 +11,12 @@ import numpy as np
 from polytool.backends.native.cuda.buffers import View
 from polytool.backends.native.cuda.epilogues import (
     epilogue_of,
-    given,
     multiply,
     on_tensor_cores,
     packed_constant,
     with_epilogue,
 )
-from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.cuda.recorder import Recorder, given, lowering
 from polytool.backends.native.kernels.direct import Product
 from polytool.backends.native.kernels.epilogue import Epilogue
 from polytool.backends.native.kernels.gemm import (

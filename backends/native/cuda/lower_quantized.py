@@ -7,9 +7,8 @@ import math
 from polytool.backends.native.cuda.buffers import Dims, View
 from polytool.backends.native.cuda.elements import compute, each
 from polytool.backends.native.cuda.lower_convolution import convolve
-from polytool.backends.native.cuda.lower_indexing import given
 from polytool.backends.native.cuda.lower_statistics import around, reduced, register_dtype
-from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.cuda.recorder import Recorder, alone, given, lowering
 from polytool.backends.native.kernels.expr import SATURATED
 from polytool.backends.native.network import Layer, Node, Tensor
 from polytool.errors import UnsupportedError
@@ -147,9 +146,7 @@ def integer_product(
 @lowering("MatMulInteger", general=True)
 def matmul_integer(rec: Recorder, layer: Layer) -> None:
     """int32 sums of products of 8-bit numbers."""
-    node, (output,) = layer.nodes[0], layer.outputs
-    if len(layer.nodes) > 1:
-        raise UnsupportedError("an integer product has no epilogue")
+    node, output = alone(layer, "an integer product")
     a, b = rec.view(given(node, 0)), rec.view(given(node, 1))
     zero_a, zero_b = [*node.inputs[2:], None, None][:2]
     integer_product(rec, node, a, b, (zero_a, zero_b), {}, output, "sum", "int")
@@ -158,9 +155,7 @@ def matmul_integer(rec: Recorder, layer: Layer) -> None:
 @lowering("QLinearMatMul")
 def qlinear_matmul(rec: Recorder, layer: Layer) -> None:
     """The product of quantised matrices, requantised."""
-    node, (output,) = layer.nodes[0], layer.outputs
-    if len(layer.nodes) > 1:
-        raise UnsupportedError("an integer product has no epilogue")
+    node, output = alone(layer, "an integer product")
     a, b = rec.view(given(node, 0)), rec.view(given(node, 3))
     shape = rec.shape(output)
     extra, factors = {}, []
@@ -190,9 +185,7 @@ def _zero(name: str, tensor: Tensor | None, rec: Recorder, extra: dict[str, View
 @lowering("ConvInteger")
 def conv_integer(rec: Recorder, layer: Layer) -> None:
     """int32 sums; padding stands for the zero point."""
-    node, (output,) = layer.nodes[0], layer.outputs
-    if len(layer.nodes) > 1:
-        raise UnsupportedError("an integer convolution has no epilogue")
+    node, output = alone(layer, "an integer convolution")
     x, w = rec.view(given(node, 0)), rec.view(given(node, 1))
     zero_x, zero_w = [*node.inputs[2:], None, None][:2]
     extra: dict[str, View] = {}
@@ -203,9 +196,7 @@ def conv_integer(rec: Recorder, layer: Layer) -> None:
 @lowering("QLinearConv")
 def qlinear_conv(rec: Recorder, layer: Layer) -> None:
     """A convolution of 8-bit numbers, requantised; weights may have a scale a filter."""
-    node, (output,) = layer.nodes[0], layer.outputs
-    if len(layer.nodes) > 1:
-        raise UnsupportedError("an integer convolution has no epilogue")
+    node, output = alone(layer, "an integer convolution")
     x, w = rec.view(given(node, 0)), rec.view(given(node, 3))
     extra: dict[str, View] = {}
     zeros = tuple(_zero(k, node.inputs[i], rec, extra) for k, i in (("x_zero", 2), ("w_zero", 5)))

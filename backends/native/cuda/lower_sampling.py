@@ -10,8 +10,7 @@ import numpy as np
 from polytool.backends.native.cuda.buffers import View
 from polytool.backends.native.cuda.elements import compute
 from polytool.backends.native.cuda.lower_convolution import node_windows
-from polytool.backends.native.cuda.lower_indexing import given
-from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.cuda.recorder import Recorder, alone, given, lowering
 from polytool.backends.native.kernels.spatial import Resize, Table
 from polytool.backends.native.network import Layer
 from polytool.backends.native.ops.resize import resize_tables
@@ -268,9 +267,7 @@ def max_roi_pool(rec: Recorder, layer: Layer) -> None:
 @lowering("DeformConv")
 def deform_conv(rec: Recorder, layer: Layer) -> None:
     """Windows that read at learned offsets, each scaled by a mask."""
-    node, (output,) = layer.nodes[0], layer.outputs
-    if len(layer.nodes) > 1:
-        raise UnsupportedError("a deformable convolution has no epilogue")
+    node, output = alone(layer, "a deformable convolution")
     x, w, offset = (rec.view(given(node, i)) for i in range(3))
     bias, mask = [*node.inputs[3:], None, None][:2]
     if len(x.shape) != 4:

@@ -10,8 +10,7 @@ import math
 
 from polytool.backends.native.cuda.buffers import View
 from polytool.backends.native.cuda.elements import compute
-from polytool.backends.native.cuda.lower_indexing import given
-from polytool.backends.native.cuda.recorder import Recorder, expansion, lowering
+from polytool.backends.native.cuda.recorder import Recorder, expansion, given, lowering
 from polytool.backends.native.kernels.gather import Gather
 from polytool.backends.native.kernels.ordering import NonMaxSuppression, NonZero
 from polytool.backends.native.network import Layer, Node, Tensor

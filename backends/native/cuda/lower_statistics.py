@@ -7,9 +7,8 @@ import math
 
 from polytool.backends.native.cuda.buffers import Dims, View
 from polytool.backends.native.cuda.elements import compute, store
-from polytool.backends.native.cuda.lower_indexing import given
 from polytool.backends.native.cuda.lower_rows import softmax
-from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.cuda.recorder import Recorder, given, lowering
 from polytool.backends.native.kernels.ordering import CumSum, TopK
 from polytool.backends.native.kernels.reduce import Reduce
 from polytool.backends.native.kernels.source import compute_type

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from polytool.backends.native.cuda.elements import compute
-from polytool.backends.native.cuda.lower_indexing import given
-from polytool.backends.native.cuda.recorder import Recorder, lowering
+from polytool.backends.native.cuda.recorder import Recorder, given, lowering
 from polytool.backends.native.network import Layer
 
 _DOMAIN = "ai.onnx.preview.training"

@@ -61,6 +61,25 @@ def lowering(
     return register
 
 
+def given(node: Node, index: int) -> Tensor:
+    """An input that must be there."""
+    tensor = node.inputs[index]
+    assert tensor is not None
+    return tensor
+
+
+def alone(layer: Layer, what: str) -> tuple[Node, Tensor]:
+    """The node and the output of a layer whose kernel takes nothing else in.
+
+    Raises:
+        UnsupportedError: there are more nodes; `what` names the kernel.
+    """
+    if len(layer.nodes) > 1:
+        raise UnsupportedError(f"{what} has no epilogue")
+    (output,) = layer.outputs
+    return layer.nodes[0], output
+
+
 def expansion(*ops: str) -> Callable[[Expansion], Expansion]:
     """Register what layers stand for a node of one of `ops`; None leaves it as it is.
 
