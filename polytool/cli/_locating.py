@@ -36,7 +36,7 @@ def run_locate(
     from polytool.agreement import ENGINE_OPTIONS, check_engine
     from polytool.conversion import check_writable
     from polytool.debugging import locate
-    from polytool.feeds import make_feeds, save_feeds
+    from polytool.feeds import save_feeds
     from polytool.model import load
 
     if fix is not None:
@@ -45,15 +45,7 @@ def run_locate(
     if engine is not None:
         check_engine(engine)
     source = load(model, external_data_dir=external_data_dir)
-    data = make_feeds(
-        source,
-        shapes=feeds.input_shapes,
-        seed=feeds.seed,
-        ranges=feeds.val_range,
-        iterations=feeds.iterations or 1,
-        files=feeds.load_inputs,
-        script=feeds.data_loader_script,
-    )
+    data = feeds.make(source)
     for text in data.notes:
         note(text)
     if feeds.save_inputs:

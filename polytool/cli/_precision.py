@@ -90,18 +90,9 @@ def _by_target(model: Any, feeds: options.FeedOptions, targets: Sequence[str]) -
     from polytool.backends.native.runner import NativeRunner
     from polytool.backends.registry import load_script
     from polytool.comparators.targets import all_of, parse_target
-    from polytool.feeds import make_feeds
 
     met = all_of([parse_target(t, load_script) for t in targets])
-    data = make_feeds(
-        model,
-        shapes=feeds.input_shapes,
-        seed=feeds.seed,
-        ranges=feeds.val_range,
-        iterations=feeds.iterations or 1,
-        files=feeds.load_inputs,
-        script=feeds.data_loader_script,
-    )
+    data = feeds.make(model)
     samples = list(data)
     oracle = NativeOracle(model)
     names = [o.name for o in model.proto.graph.output]

@@ -36,7 +36,6 @@ def run_reduce(
 ) -> Reduced:
     """Reduce, and write the model, its inputs and the replay."""
     from polytool.conversion import check_writable
-    from polytool.feeds import make_feeds
     from polytool.reduction import differ, reduce
 
     for path in (output, min_good, save_debug_replay):
@@ -52,15 +51,7 @@ def run_reduce(
         outcome = differ(first, second, options, rtol=rtol, atol=atol)
     else:
         raise UsageError("reduce needs --check COMMAND, or two runners such as --native --onnxrt")
-    data = make_feeds(
-        model,
-        shapes=feeds.input_shapes,
-        seed=feeds.seed,
-        ranges=feeds.val_range,
-        iterations=feeds.iterations or 1,
-        files=feeds.load_inputs,
-        script=feeds.data_loader_script,
-    )
+    data = feeds.make(model)
     for text in data.notes:
         note(text)
     known = _checks.read_replay(load_debug_replay)

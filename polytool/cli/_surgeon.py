@@ -106,17 +106,9 @@ def given_feeds(feeds: options.FeedOptions, model: Model) -> Feeds | None:
     given = feeds.input_shapes or feeds.val_range or feeds.load_inputs or feeds.data_loader_script
     if not (given or feeds.iterations):
         return None
-    from polytool.feeds import make_feeds, save_feeds
+    from polytool.feeds import save_feeds
 
-    data = make_feeds(
-        model,
-        shapes=feeds.input_shapes,
-        ranges=feeds.val_range,
-        seed=feeds.seed,
-        iterations=feeds.iterations or 1,
-        files=feeds.load_inputs,
-        script=feeds.data_loader_script,
-    )
+    data = feeds.make(model)
     if feeds.save_inputs:
         save_feeds(data, feeds.save_inputs)
     return data

@@ -17,11 +17,14 @@ import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
 from polytool.errors import UsageError
+
+if TYPE_CHECKING:
+    from polytool.feeds import Feeds
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -353,6 +356,20 @@ class FeedOptions:
     data_loader_script: str | None
     iterations: int | None = None
     save_inputs: str | None = None
+
+    def make(self, model: Any) -> Feeds:
+        """The data for a model."""
+        from polytool.feeds import make_feeds
+
+        return make_feeds(
+            model,
+            shapes=self.input_shapes,
+            seed=self.seed,
+            ranges=self.val_range,
+            iterations=self.iterations or 1,
+            files=self.load_inputs,
+            script=self.data_loader_script,
+        )
 
 
 _DATA: tuple[Decorator, ...] = (
