@@ -209,7 +209,7 @@ def infer_shapes(
     shape inference does not get through the model."""
     import onnx
 
-    from polytool.backends.native import protos
+    from polytool.backends.native import inference
 
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
@@ -219,7 +219,7 @@ def infer_shapes(
             del dims[:]
             dims.extend(onnx.TensorShapeProto.Dimension(dim_value=d) for d in shapes[value.name])
     try:
-        inferred = protos.infer_shapes(copy)
+        inferred = inference.infer_shapes(copy)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         return {}
     return {

@@ -79,6 +79,7 @@ class _Rules:
 
     def __init__(self, schema: onnx.defs.OpSchema) -> None:
         self.op = schema.name
+        self.since = schema.since_version
         self.inputs = (schema.min_input, schema.max_input)
         self.outputs = (schema.min_output, schema.max_output)
         single = onnx.defs.OpSchema.FormalParameterOption.Single
@@ -100,10 +101,14 @@ class _Rules:
             yield "leaves out an input that it needs"
         if not self.outputs[0] <= n_outputs <= self.outputs[1]:
             yield f"has {n_outputs} outputs, not {_range(self.outputs)}"
+        elif self.outputs[0] and not any(node.output):
+            yield "names none of its outputs"
         if node.attribute or self.required:
             yield from self._attributes(node)
         elif self.op == "Constant":
             yield "has no value"
+        elif self.op == "Optional":
+            yield from _optional_faults(node, {})
 
     def _attributes(self, node: NodeProto) -> Iterator[str]:
         given = {a.name: a for a in node.attribute}
@@ -127,7 +132,10 @@ class _Rules:
         if self.op == "Constant" and len(given) != 1:
             yield f"has {len(given)} values, not one"
         if self.has_bodies:
-            yield from _body_faults(node, given)
+            yield from _body_faults(node, given, self.since)
+        yield from _number_faults(node, given)
+        if self.op == "Optional":
+            yield from _optional_faults(node, given)
 
 
 def _number(kind: Any) -> int:
@@ -142,7 +150,23 @@ def _range(bounds: tuple[int, int]) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def _body_faults(node: NodeProto, given: Mapping[str, AttributeProto]) -> Iterator[str]:
+def _optional_faults(node: NodeProto, given: Mapping[str, AttributeProto]) -> Iterator[str]:
+    if not any(node.input) and "type" not in given:
+        yield "has neither an input nor a type"
+
+
+def _number_faults(node: NodeProto, given: Mapping[str, AttributeProto]) -> Iterator[str]:
+    """Numbers that no tensor fits, and on which onnx's shape inference crashes."""
+    numbers = {n: a.i for n, a in given.items() if a.type == AttributeProto.INT}
+    if abs(axis := numbers.get("axis", 0)) > _INT32:
+        yield f"has axis={axis}, which no tensor has"
+    if node.op_type == "GatherND" and (batch := numbers.get("batch_dims", 0)) < 0:
+        yield f"has batch_dims={batch}, which is negative"
+    if node.op_type == "Split" and numbers.get("num_outputs", len(node.output)) != len(node.output):
+        yield f"has num_outputs={numbers['num_outputs']}, but {len(node.output)} outputs"
+
+
+def _body_faults(node: NodeProto, given: Mapping[str, AttributeProto], since: int) -> Iterator[str]:
     """Do the bodies of If, Loop and Scan take and return what the node hands over?"""
     bodies = {name: a.g for name, a in given.items() if a.type == AttributeProto.GRAPH}
     if node.op_type == "If":
@@ -156,6 +180,9 @@ def _body_faults(node: NodeProto, given: Mapping[str, AttributeProto]) -> Iterat
         scanned = given["num_scan_inputs"].i
         if not given["num_scan_inputs"].ref_attr_name and not 1 <= scanned <= len(node.input):
             yield f"has num_scan_inputs={scanned}, but {len(node.input)} inputs"
+        carried = len(node.input) - (since < 9)  # Scan-8 has lengths of sequences before them
+        for name, body in bodies.items():
+            yield from _counted(name, body, carried, len(node.output))
 
 
 def _counted(name: str, body: GraphProto, inputs: int, outputs: int) -> Iterator[str]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import onnx
 from onnx import AttributeProto
 
-from polytool.backends.native.protos import infer_shapes
+from polytool.backends.native.inference import infer_shapes
+from polytool.backends.native.inference_traps import infer_node
 from polytool.surgeon.graph import Graph, Node, Value, Workspace
 from polytool.surgeon.report import Report
 from polytool.surgeon.types import Type, read_type, type_proto
@@ -103,7 +104,7 @@ def _outputs_alone(
         return []  # inference may crash on it
     try:
         schema = onnx.defs.get_schema(node.op, node.version, node.domain)
-        found = onnx.shape_inference.infer_node_outputs(schema, proto, types, opset_imports=opsets)
+        found = infer_node(schema, proto, types, opsets=opsets)
     except _REFUSALS:
         return []
     names = dict(zip(proto.output, node.outputs, strict=True))

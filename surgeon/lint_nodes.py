@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from polytool import arrays
+from polytool.backends.native.inference_traps import infer_node
 from polytool.surgeon.graph import Graph, Node, Value, Workspace
 from polytool.tensors import DType
 from polytool.validation import node_faults
@@ -142,7 +143,7 @@ def _shape_faults(node: Node, schema: Any) -> list[str]:
     opsets = [onnx.helper.make_opsetid(d, v) for d, v in node.where.opsets.items()]
     proto = _renamed(node)
     try:
-        onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=opsets)
+        infer_node(schema, proto, types, data, opsets)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as err:
         return [_first_line(err).removeprefix("[ShapeInferenceError] ").removeprefix(
             "[TypeInferenceError] ")]  # fmt: skip

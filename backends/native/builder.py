@@ -12,10 +12,10 @@ import onnx
 
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.engine import Engine
+from polytool.backends.native.inference import infer_shapes
 from polytool.backends.native.parser import parse
 from polytool.backends.native.passes import PASSES, UNOPTIMIZED
 from polytool.backends.native.profiles import Dims
-from polytool.backends.native.protos import infer_shapes
 from polytool.backends.native.tactics import apply_tactics, take_generic
 from polytool.collection import paused_collection
 from polytool.errors import ModelError, PolytoolError, UsageError

@@ -7,14 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, NodeProto, TensorProto
+from onnx import AttributeProto, NodeProto
 
-from polytool import arrays
 from polytool.backends.native.ops import registry
 from polytool.errors import ModelError
-from polytool.model import graphs, nodes
 from polytool.tensors import DType, Shape, TensorSpec
-from polytool.validation import validate
 
 
 def without_inputs(node: NodeProto, absent: set[str]) -> NodeProto:
@@ -165,107 +162,3 @@ def constant_value(attrs: Mapping[str, Any]) -> np.ndarray:
 def normal_domain(domain: str) -> str:
     """`ai.onnx` is another way to write the empty domain."""
     return "" if domain == "ai.onnx" else domain
-
-
-_LONGEST_VALUE = 1 << 16
-_SMALL, _LARGE_NUMBER = 64, 512
-_OPAQUE = "polytool.opaque"
-
-
-def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """ONNX's shape inference, which follows the values of shapes where that is affordable.
-
-    Following values, it makes a symbol of every element of every vector of known length, so that
-    a file of a few bytes could take all memory; and it may crash on nodes that lack inputs.
-
-    Raises:
-        onnx.shape_inference.InferenceError, RuntimeError, ValueError: it gives up.
-    """
-    try:
-        validate(proto)
-    except ModelError as err:
-        raise ValueError(str(err)) from err
-    try:
-        follow = True
-        if _has_large_numbers(proto.graph):
-            inferred = onnx.shape_inference.infer_shapes(proto)
-            follow = not _has_long_vectors(inferred.graph)
-        if follow:
-            inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-        if any(o.version == 10 and not normal_domain(o.domain) for o in proto.opset_import):
-            return _without_guesses(proto, inferred, follow)
-        return inferred
-    except MemoryError:
-        return onnx.shape_inference.infer_shapes(proto)
-    except onnx.checker.ValidationError as err:
-        raise ValueError(str(err)) from err
-
-
-def _without_guesses(
-    proto: onnx.ModelProto, inferred: onnx.ModelProto, follow: bool
-) -> onnx.ModelProto:
-    """Infer again without what ONNX makes up: its Slice-10 is said to keep sizes that are open."""
-    slices = [n for n in nodes(proto.graph.node) if n.op_type == "Slice" and not n.domain]
-    if not slices:
-        return inferred
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    copy.opset_import.add(domain=_OPAQUE, version=1)
-    _make_opaque(copy.graph, inferred.graph)
-    again = onnx.shape_inference.infer_shapes(copy, data_prop=follow)
-    del again.opset_import[-1]
-    for node in nodes(again.graph.node):
-        if node.domain == _OPAQUE:
-            node.domain = ""
-    return again
-
-
-def _make_opaque(graph: onnx.GraphProto, inferred: onnx.GraphProto) -> None:
-    """Let inference see no Slice, but the types of what they make, without open sizes."""
-    known = {v.name: v for v in (*inferred.value_info, *inferred.output)}
-    declared = {v.name: v for v in (*graph.value_info, *graph.output)}
-    for node, other in zip(graph.node, inferred.node, strict=True):
-        for body, inner in zip(graphs(node), graphs(other), strict=True):
-            _make_opaque(body, inner)
-        if node.op_type != "Slice" or node.domain or node.output[0] not in known:
-            continue
-        node.domain = _OPAQUE
-        info = declared.get(node.output[0]) or graph.value_info.add(name=node.output[0])
-        info.type.CopyFrom(known[node.output[0]].type)
-        for dim in info.type.tensor_type.shape.dim:
-            dim.ClearField("dim_param")
-
-
-def _has_large_numbers(graph: onnx.GraphProto) -> bool:
-    """Whether something in the graph could be a large dimension."""
-    if _has_long_vectors(graph):
-        return True
-    tensors = [t for t in graph.initializer if sum(t.dims) <= _SMALL]
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.TENSOR and sum(attribute.t.dims) <= _SMALL:
-                tensors.append(attribute.t)
-            elif (
-                attribute.type == AttributeProto.GRAPH and _has_large_numbers(attribute.g)
-            ) or max(attribute.ints, default=attribute.i) > _LARGE_NUMBER:
-                return True
-    return any(map(_is_large, tensors))
-
-
-def _is_large(tensor: onnx.TensorProto) -> bool:
-    if tensor.data_location == tensor.EXTERNAL or tensor.data_type == TensorProto.STRING:
-        return False
-    try:
-        values = arrays.decode(tensor)
-    except ModelError:
-        return False
-    return values.dtype.kind in "iuf" and bool((np.abs(values) > _LARGE_NUMBER).any())
-
-
-def _has_long_vectors(graph: onnx.GraphProto) -> bool:
-    infos = (*graph.input, *graph.value_info, *graph.output)
-    shapes = (i.type.tensor_type.shape.dim for i in infos)
-    if any(len(dims) == 1 and dims[0].dim_value > _LONGEST_VALUE for dims in shapes):
-        return True
-    bodies = (a.g for n in graph.node for a in n.attribute if a.type == AttributeProto.GRAPH)
-    return any(map(_has_long_vectors, bodies))

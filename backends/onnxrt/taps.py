@@ -8,6 +8,7 @@ from dataclasses import replace
 import onnx
 
 from polytool.backends.base import Tap
+from polytool.backends.native.inference import infer_shapes
 from polytool.backends.native.protos import display, read_type
 from polytool.backends.onnxrt.cut import Cutter
 from polytool.tensors import DType, TensorSpec
@@ -73,6 +74,9 @@ def _origin(source: Cutter, name: str, stored: Iterable[str]) -> list[int]:
 
 def specs_of(proto: onnx.ModelProto) -> dict[str, TensorSpec]:
     """What the model and ONNX's inference tell of the tensors of the main graph."""
-    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    try:
+        inferred = infer_shapes(proto).graph
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        inferred = proto.graph  # onnxruntime may run what ONNX cannot infer
     infos = (*inferred.input, *inferred.value_info, *inferred.output)
     return {info.name: TensorSpec(info.name, *read_type(info.type)) for info in infos}

@@ -41,6 +41,8 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "base": ({"polytool.backends.base"}, {"core"}),
     "operators": (
         {
+            "polytool.backends.native.inference",
+            "polytool.backends.native.inference_traps",
             "polytool.backends.native.network",
             "polytool.backends.native.ops",
             "polytool.backends.native.protos",
