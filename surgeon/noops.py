@@ -82,7 +82,9 @@ def constant(value: Value | None) -> Array | None:
 def integers(value: Value | None) -> list[int] | None:
     """The content of a small constant of integers, flattened."""
     array = constant(value)
-    return None if array is None else [int(i) for i in array.reshape(-1)]
+    if array is None or array.dtype.kind not in "iu":  # a broken model has other types there
+        return None
+    return [int(i) for i in array.reshape(-1)]
 
 
 def same_shape(a: Value | None, b: Value | None) -> bool:
@@ -242,7 +244,7 @@ def slice_of_everything(node: Node) -> Value | None:
         return None
     if same_shape(value, node.output):
         return value
-    if starts is None or ends is None or any(starts):
+    if starts is None or ends is None or any(starts) or len(axes or ends) != len(ends):
         return None
     for i, end in enumerate(ends):
         if end < 1 << 31 and not _reaches_end(value, axes[i] if axes else i, end):

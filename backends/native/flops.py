@@ -52,5 +52,5 @@ def _node(node: Node, walker: ShapePass) -> int | None:
         arguments.append(argument)
     try:
         return int(function(*arguments, outputs=shapes, **node.attrs))
-    except (IndexError, ValueError, OverflowError):  # shapes that the operator does not take
+    except (ArithmeticError, IndexError, ValueError):  # shapes that the operator does not take
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -177,7 +178,16 @@ def _expanded(old: Dims, new: list[int]) -> Dims:
 @op("Tile", since=6, exact=True, host=(1,))
 def tile(xp: Any, x: Array, repeats: Array) -> Array:
     """`x` repeated along each axis."""
-    return xp.tile(x, repeats.tolist())
+    return _tiled(xp, x, repeats.tolist())
+
+
+def _tiled(xp: Any, x: Array, repeats: list[int]) -> Array:
+    if len(repeats) != x.ndim:
+        raise RunnerError(f"Tile needs {x.ndim} repeats for shape {list(x.shape)}, not {repeats}")
+    dims = [d * r for d, r in zip(x.shape, repeats, strict=True)]
+    if math.prod(dims) * x.itemsize > sys.maxsize:  # NumPy's product overflows, and it crashes
+        raise RunnerError(f"Tile cannot make a tensor of shape {dims}: no memory is so large")
+    return xp.tile(x, repeats)
 
 
 @shape("Tile")
@@ -195,7 +205,9 @@ def tile_shape(x: Arg, repeats: Arg, axis: Arg | None = None) -> Dims | None:
 @op("Tile", since=1, exact=True, host=(1, 2))
 def tile_1(xp: Any, x: Array, tiles: Array, axis: Array) -> Array:
     """Version 1 repeats along one axis."""
-    return xp.concatenate([x] * int(tiles.item()), axis=int(axis.item()))
+    repeats = [1] * x.ndim
+    repeats[int(axis.item())] = int(tiles.item())
+    return _tiled(xp, x, repeats)
 
 
 @op("Concat", since=4, exact=True)

@@ -33,7 +33,7 @@ def spread(xp: Any, parameter: Array, x: Array, axis: int, block_size: int = 0) 
     """A scale or zero point, shaped to broadcast against `x`: per tensor, axis or block."""
     if block_size:
         axis %= x.ndim
-        whole = xp.repeat(parameter, block_size, axis=axis)
+        whole = xp.repeat(parameter, min(block_size, x.shape[axis]), axis=axis)
         return whole[(slice(None),) * axis + (slice(0, x.shape[axis]),)]
     if parameter.ndim == 1 and parameter.size > 1:
         return parameter.reshape(-1, *[1] * (x.ndim - axis % x.ndim - 1))

@@ -13,7 +13,7 @@ import numpy as np
 from polytool.backends.native.ops.registry import Arg, Array, Node, flops, op, shape, upgrade
 from polytool.backends.native.ops.resize import keys_cubic
 from polytool.backends.native.ops.windows import windows
-from polytool.errors import ModelError
+from polytool.errors import ModelError, RunnerError
 
 Ints = Sequence[int]
 Fix = Callable[[Array, int], tuple[Array, Array | None]]
@@ -150,6 +150,11 @@ def grid_sample_mode_names(node: Node) -> Node:
 @shape("GridSample")
 def grid_sample_shape(x: Arg, grid: Arg, **_: Any) -> tuple[int, ...]:
     """(N, C, *grid)."""
+    if not 3 <= len(x.shape) == len(grid.shape):
+        raise RunnerError(
+            f"GridSample takes an input and a grid of equal rank, 3 or more, not of shapes "
+            f"{list(x.shape)} and {list(grid.shape)}"
+        )
     return (*x.shape[:2], *grid.shape[1:-1])
 
 

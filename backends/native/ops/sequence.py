@@ -27,9 +27,9 @@ def sequence_empty(xp: Any, *, dtype: int = 1) -> Sequence:
 
 
 @dtypes("SequenceEmpty")
-def sequence_empty_dtypes(inputs: list[DType | None], *, dtype: int = 1) -> list[DType]:
-    """The elements' type."""
-    return [DType(dtype)]
+def sequence_empty_dtypes(inputs: list[DType | None], *, dtype: int = 1) -> list[DType | None]:
+    """The elements' type; SequenceMap writes 0 where its body does not say it."""
+    return [DType(dtype) if dtype else None]
 
 
 @op("SequenceAt", since=11, exact=True, host=(1,))
@@ -103,9 +103,9 @@ def optional_dtypes(inputs: list[DType | None], *, type: Any = None) -> list[DTy
     """The type of the element."""
     if inputs:
         return [inputs[0]]
-    kind = type.WhichOneof("value")
-    inner = type.sequence_type.elem_type if kind == "sequence_type" else type
-    return [DType(inner.tensor_type.elem_type)]
+    inner = type.sequence_type.elem_type if type.HasField("sequence_type") else type
+    dtype = inner.tensor_type.elem_type
+    return [DType(dtype) if dtype else None]
 
 
 @op("OptionalHasElement", since=15, exact=True)
