@@ -130,7 +130,7 @@ def test_the_culprit_is_named_first_in_nineteen_of_twenty_faults():
     assert len(missed) <= len(CASES) // 20, missed
 
 
-@pytest.mark.parametrize("seed", [8, 14, 17], ids=["kernel", "memory", "capture"])
+@pytest.mark.parametrize("seed", [7, 14, 17], ids=["kernel", "memory", "capture"])
 def test_the_culprit_is_named_first_in_software(software_gpu, seed):
     assert not run([CASES[seed]], (chain(), rows()))
 
