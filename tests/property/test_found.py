@@ -67,3 +67,20 @@ def test_an_input_of_unknown_rank_takes_any() -> None:
     proto.graph.input[0].type.tensor_type.ClearField("shape")
     with polytool.runner("native", proto) as runner:
         assert runner.infer({"x": np.ones((2, 3), np.float32)})["y"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("op", ["LayerNormalization", "InstanceNormalization"])
+@pytest.mark.parametrize("optimize", [True, False])
+def test_equal_values_are_normalised_to_zero(op: str, optimize: bool) -> None:
+    """The rounding of their mean was left, divided by the root of epsilon."""
+    weights = "w" if op == "LayerNormalization" else "v, z"
+    graph = f"""g (float[8,4,771] x) => (float[8,4,771] y)
+        <float[4] v = {{1, 1, 1, 1}}, float[4] z = {{0, 0, 0, 0}}>
+        {{ y = {op} <epsilon: float = 1e-5> (x, {weights}) }}"""
+    proto = model(graph)
+    ones = onnx.numpy_helper.from_array(np.ones(771, np.float32), "w")
+    proto.graph.initializer.append(ones)
+    x = np.broadcast_to(10 * normal(8, 4, 1), (8, 4, 771))
+    with polytool.runner("native", proto, optimize=optimize) as runner:
+        y = runner.infer({"x": np.ascontiguousarray(x)})["y"]
+    assert np.abs(y).max() < 1e-6

@@ -26,6 +26,17 @@ def mean(x: Array, axes: Ints) -> Array:
     return x.sum(axis=axes, keepdims=True) / prod(x.shape[a] for a in axes)
 
 
+def centred(x: Array, axes: Ints) -> tuple[Array, Array]:
+    """`x` less its mean over `axes`, and the mean.
+
+    Of equal values only the rounding of their mean would be left, which dividing by a small
+    deviation makes large; so what is left is centred again.
+    """
+    center = mean(x, axes)
+    rest = x - center
+    return rest - mean(rest, axes), center
+
+
 def per_channel(values: Array, rank: int) -> Array:
     """(C,) as (1, C, 1, ...), to broadcast against (N, C, *spatial)."""
     return values.reshape(1, -1, *[1] * (rank - 2)) if rank > 1 else values
@@ -134,8 +145,8 @@ def instance_normalization(
 
 def standardize(xp: Any, x: Array, axes: Ints, epsilon: float) -> Array:
     """Zero mean and unit variance over `axes`."""
-    centered = x - mean(x, axes)
-    return centered / xp.sqrt(mean(centered * centered, axes) + epsilon)
+    rest, _ = centred(x, axes)
+    return rest / xp.sqrt(mean(rest * rest, axes) + epsilon)
 
 
 def _grouped(xp: Any, x: Array, groups: int, epsilon: float) -> Array:
@@ -181,10 +192,9 @@ def layer_normalization(
 ) -> tuple[Array, Array, Array]:
     """Normalise over all axes from `axis` on. Exporters use it long before opset 17 defines it."""
     axes = range(axis % x.ndim, x.ndim)
-    center = mean(x, axes)
-    centered = x - center
-    inverse = 1 / xp.sqrt(mean(centered * centered, axes) + epsilon)
-    y = centered * inverse * scale
+    rest, center = centred(x, axes)
+    inverse = 1 / xp.sqrt(mean(rest * rest, axes) + epsilon)
+    y = rest * inverse * scale
     return (y if bias is None else y + bias), center, inverse
 
 
@@ -255,9 +265,9 @@ def lrn(
 @op("MeanVarianceNormalization", since=9)
 def mean_variance_normalization(xp: Any, x: Array, *, axes: Ints = (0, 2, 3)) -> Array:
     """Zero mean and unit variance over `axes`."""
-    centered = x - mean(x, [a % x.ndim for a in axes])
-    deviation = xp.sqrt(mean(centered * centered, [a % x.ndim for a in axes]))
-    return centered / (deviation + 1e-9)
+    axes = [a % x.ndim for a in axes]
+    rest, _ = centred(x, axes)
+    return rest / (xp.sqrt(mean(rest * rest, axes)) + 1e-9)
 
 
 @op("MeanVarianceNormalization", since=1)
@@ -266,10 +276,8 @@ def mean_variance_normalization_1(
 ) -> Array:
     """The experimental form; like ONNX Runtime, with statistics over the batch as well."""
     axes = [a for a in range(x.ndim) if across_channels or a != 1]
-    centered = x - mean(x, axes)
-    if not normalize_variance:
-        return centered
-    return centered / (xp.sqrt(mean(centered * centered, axes)) + 1e-9)
+    rest, _ = centred(x, axes)
+    return rest / (xp.sqrt(mean(rest * rest, axes)) + 1e-9) if normalize_variance else rest
 
 
 @shape(

@@ -33,6 +33,9 @@ def by_rows(kernel: Callable[..., None], *arrays: Array) -> None:
     parallel(lambda i: kernel(*[a[i * step : (i + 1) * step] for a in arrays]), count)
 
 
+_FLAT = 8  # times their deviation: of a mean beyond that, the rounding would show; centre again
+
+
 @cache
 def _ones(size: int) -> Array:
     return np.ones(size, np.float32)
@@ -152,11 +155,20 @@ def normalizer(scale: Array, bias: Array | None, epsilon: float, centred: bool) 
     """Rows minus their mean (if `centred`), over their root mean square, scaled and shifted."""
     size = len(scale)
 
+    def inverse_of(values: Array) -> Array:
+        inverse: Array = 1.0 / np.sqrt(np.vecdot(values, values) / size + np.float32(epsilon))
+        return inverse
+
     def kernel(x: Array, out: Array) -> None:
-        values = x
         if centred:
-            values = np.subtract(x, row_sums(x) / size, out=out)
-        inverse = 1.0 / np.sqrt(np.vecdot(values, values) / size + np.float32(epsilon))
+            mean = row_sums(x) / size
+            values = np.subtract(x, mean, out=out)
+            inverse = inverse_of(values)
+            if (np.abs(mean[:, 0] * inverse) > _FLAT).any():
+                np.subtract(values, row_sums(values) / size, out=out)
+                inverse = inverse_of(values)
+        else:
+            values, inverse = x, inverse_of(x)
         np.multiply(values, inverse[:, None], out=out)
         np.multiply(out, scale, out=out)
         if bias is not None:
