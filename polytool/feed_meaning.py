@@ -100,16 +100,16 @@ class Meanings:
             found = self._find_constant(data)
             table = data[1] if found is None else found[1]
             yield Use(table, self._rows(data, node), weight=found is not None)
-        elif op == "EmbedLayerNormalization" and position < 2:
+        elif op == "EmbedLayerNormalization" and position < 2 and len(node.input) > 4:
             table = (scope, node.input[2 if position == 0 else 4])
             yield Use(table[1], self._rows(table, node), weight=True)
         elif op == "OneHot" and position == 0:
-            depth = self._constant((scope, node.input[1]))
-            yield Use(node.output[0], None if depth is None else int(depth.reshape(-1)[0]))
+            depth = self._integers((scope, node.input[1]))
+            yield Use(node.output[0], depth[0] if depth else None)
         elif op == "Equal":
-            other = self._constant((scope, node.input[1 - position]))
-            if other is not None and other.size and other.dtype.kind in "iuf":
-                yield Use(node.output[0], values=tuple(sorted({int(v) for v in other.reshape(-1)})))
+            other = self._integers((scope, node.input[1 - position]))
+            if other:
+                yield Use(node.output[0], values=tuple(sorted(set(other))))
 
     def _rows(self, data: Key, node: onnx.NodeProto) -> int | None:
         """How many indices the node's axis of `data` has."""
@@ -150,6 +150,13 @@ class Meanings:
             else:
                 return None
         return key
+
+    def _integers(self, key: Key) -> list[int]:
+        """The whole numbers in a constant; none where it is unknown."""
+        values = self._constant(key)
+        if values is None or values.dtype.kind not in "iuf":
+            return []
+        return [int(v) for v in values.reshape(-1) if float(v).is_integer()]
 
     def _constant(self, key: Key) -> Any:
         """The values of a constant, through operators that repeat or cast them; else None."""

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polytool.arrays import MAX_RANK
-from polytool.errors import UsageError
+from polytool.errors import ModelError, UsageError
 from polytool.feed_meaning import Meanings, Use
 from polytool.feed_shapes import Sizes, is_lengths, resolve_shapes
 from polytool.patterns import check_used, lookup, parse_named
 from polytool.tensors import DType, TensorSpec
+from polytool.validation import validate
 
 if TYPE_CHECKING:
     from polytool.model import Model
@@ -89,7 +90,8 @@ def plan_inputs(
             )
     check_used(ranges, (s.name for s in inputs), "a range")
     integers = {s.name for s in inputs if s.dtype is not None and s.dtype.is_integer}
-    meanings = Meanings(model, sizes) if model is not None and integers else None
+    told = model is not None and bool(integers) and _is_sound(model)
+    meanings = Meanings(model, sizes) if model is not None and told else None
     choices = {}
     for spec in inputs:
         uses = meanings.uses(spec.name) if meanings and spec.name in integers else []
@@ -101,6 +103,15 @@ def plan_inputs(
         for s in inputs
     )
     return Plan(choices, notes)
+
+
+def _is_sound(model: Model) -> bool:
+    """A broken model tells nothing: what runs it says what is wrong with it."""
+    try:
+        validate(model.proto)
+    except ModelError:
+        return False
+    return True
 
 
 def _in_list(choice: Choice) -> Choice:

@@ -108,6 +108,25 @@ def test_one_hot_is_bounded_by_its_depth():
     assert set(np.unique(made(model)[0]["c"])) == set(range(7))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "f = Cast<to = 1>(ids) out = Equal(f, c)",
+        "out = OneHot(ids, c, v)",
+        "out = OneHot(ids, e, v)",
+        "out = OneHot(ids)",
+        "out = Equal(ids)",
+        "out = com.microsoft.EmbedLayerNormalization(ids, ids)",
+        "t = Cast<to = 7>() out = Gather(t, ids)",
+    ],
+)
+def test_what_makes_no_sense_tells_nothing(body):
+    model = graph("int64[3] ids", body, types="<float[2] v = {0, 1}, float[0] e = {}>")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32([np.inf]), "c"))
+    feed, (note,) = made(model)
+    assert feed["ids"].shape == (3,) and "[" in note
+
+
 NAMES = [
     ("attention_mask", DType.INT64, (2, 5), np.ones((2, 5))),
     ("mask", DType.BOOL, (3,), np.ones(3)),
