@@ -37,7 +37,7 @@ def validate(proto: onnx.ModelProto) -> None:
     faults = list(_faults_of(proto.graph.node, _opsets(proto.opset_import), functions))
     for function in proto.functions:
         opsets = {**_opsets(proto.opset_import), **_opsets(function.opset_import)}
-        faults += _faults_of(function.node, opsets, functions)
+        faults += _faults_of(function.node, opsets, functions, inside=True)
     if faults:
         more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise ModelError(
@@ -57,12 +57,21 @@ def _opsets(entries: Any) -> dict[str, int]:
     return found or {"": 1}
 
 
-def _faults_of(nodes: Sequence[NodeProto], opsets: Opsets, functions: Functions) -> Iterator[str]:
+def _faults_of(
+    nodes: Sequence[NodeProto], opsets: Opsets, functions: Functions, inside: bool = False
+) -> Iterator[str]:
+    """Of nodes and those in their bodies; `inside` a function they may refer to its attributes."""
     for node in nodes:
         for attribute in node.attribute:
             if attribute.type in _BODIES:
                 for graph in (attribute.g, *attribute.graphs):
-                    yield from _faults_of(graph.node, opsets, functions)
+                    yield from _faults_of(graph.node, opsets, functions, inside)
+            if attribute.ref_attr_name and not inside:
+                name, meant = attribute.name, attribute.ref_attr_name
+                yield (
+                    f"node {_shown(node)} takes its attribute {name!r} from a function's "
+                    f"{meant!r}, but is in no function"
+                )
         if functions and (node.domain, node.op_type) in functions:
             continue
         domain = "" if node.domain == "ai.onnx" else node.domain
@@ -70,8 +79,12 @@ def _faults_of(nodes: Sequence[NodeProto], opsets: Opsets, functions: Functions)
             yield "it imports no opset for domain 'ai.onnx', of which it has nodes"
             return
         for fault in node_faults(node, opsets.get(domain, 0)):
-            shown = node.name or f"{node.op_type}:{next((o for o in node.output if o), '')}"
-            yield f"node {shown!r} ({node.op_type}) {fault}"
+            yield f"node {_shown(node)} {fault}"
+
+
+def _shown(node: NodeProto) -> str:
+    shown = node.name or f"{node.op_type}:{next((o for o in node.output if o), '')}"
+    return f"{shown!r} ({node.op_type})"
 
 
 class _Rules:

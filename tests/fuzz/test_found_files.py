@@ -12,6 +12,7 @@ from scripts.fuzz import Worker
 FOUND = sorted((Path(__file__).parent / "found").iterdir())
 # Where a file is refused, part of what a refusal says.
 MESSAGES = {
+    "attribute_of_a_function_that_is_not_there": "but is in no function",
     "body_of_a_node_that_is_a_function": "has a body 'else_branch' with",
     "cast_of_a_sequence": "takes tensors, but its input 0",
     "cast_to_element_type_0": "has to=0, which is no element type",
