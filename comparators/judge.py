@@ -257,28 +257,30 @@ def _judge_floats(
     seed: int,
     where: str,
 ) -> Judgement:
-    own = relative_l2(value, alone)
-    total = relative_l2(value, exact) if exact is not None else None
-    inherited = relative_l2(alone, exact) if exact is not None else None
     dtype = tap.spec.dtype
     engine, right = value.astype(np.float64), np.asarray(alone, np.float64)
+    own = relative_l2(engine, right)
+    total = relative_l2(engine, exact) if exact is not None else None
+    inherited = relative_l2(right, exact) if exact is not None else None
     values = value_range(engine, right, dtype)
     if own is None:
         reason = why_not_finite(engine, right, values, dtype)
         return Judgement(None, total, inherited, 0.0, None, 0.0, "broken", reason, where, values)
-    if engine.size and not (np.isfinite(engine) & np.isfinite(right)).any():
+    both = np.isfinite(engine) & np.isfinite(right)
+    finite = both.all()
+    if not finite and not both.any():
         return Judgement(
             0.0, total, inherited, 0.0, 0.0, 0.0, EXPECTED, NOTHING_FINITE, where, values
         )
     quantises = any("Quantize" in op for op in slice_.operators)
     condition = 1.0  # at least; measured only where an error is more than that explains
-    if own > budgets.EXPECTED_UP_TO * budgets.budget(dtype, tap.precision, 1.0, quantises):
-        condition = _condition(oracle, tap.tensor, given, right, seed)
     allowed = budgets.budget(dtype, tap.precision, condition, quantises)
+    if own > budgets.EXPECTED_UP_TO * allowed:
+        condition = _condition(oracle, tap.tensor, given, right, seed)
+        allowed = budgets.budget(dtype, tap.precision, condition, quantises)
     excess = own / allowed if allowed else (math.inf if own else 0.0)
     verdict = budgets.verdict(excess)
-    both = np.isfinite(engine) & np.isfinite(right)
-    if not both.all():
+    if not finite:
         engine, right = np.where(both, engine, 0.0), np.where(both, right, 0.0)
     reason = why(engine, right, values, dtype, condition, excess, slice_.operators)
     if verdict != EXPECTED and reason.startswith(("accumulation", "wrong kernel")):

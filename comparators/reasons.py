@@ -5,6 +5,7 @@ A reason is a sentence that begins with its cause and a colon; `findings.CAUSES`
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -38,14 +39,21 @@ _MOVES = frozenset(
 
 def value_range(engine: Array, exact: Array, dtype: DType | None) -> Range:
     """The range of a stored tensor, by what the exact values would need."""
-    finite = exact[np.isfinite(exact)]
-    size = np.abs(finite)
+    size = np.abs(exact)
     absmax = float(size.max(initial=0.0))
+    if not math.isfinite(absmax):
+        size = size[np.isfinite(size)]
+        absmax = float(size.max(initial=0.0))
     limit, smallest = LIMITS.get(dtype, (None, 0.0)) if dtype is not None else (None, 0.0)
-    nonzero = size[size > 0]
-    below = float(np.count_nonzero(nonzero < smallest) / nonzero.size) if nonzero.size else 0.0
+    below = 0.0
+    if smallest > 0 and size.size and not size.min() >= smallest:
+        nonzero = size[size > 0]
+        below = float(np.count_nonzero(nonzero < smallest) / nonzero.size) if nonzero.size else 0.0
     headroom = limit / absmax if limit is not None and absmax > 0 else None
-    return Range(absmax, headroom, below, int(np.isnan(engine).sum()), int(np.isinf(engine).sum()))
+    nan = inf = 0
+    if not np.isfinite(engine).all():
+        nan, inf = int(np.isnan(engine).sum()), int(np.isinf(engine).sum())
+    return Range(absmax, headroom, below, nan, inf)
 
 
 def why_not_finite(engine: Array, exact: Array, values: Range, dtype: DType | None) -> str:
@@ -81,11 +89,11 @@ def why(
     operators: tuple[str, ...],
 ) -> str:
     """Why a layer's own error is what it is; the arrays are finite float64 of one shape."""
-    error = engine - exact
     if excess <= 4:
         if condition > _CONDITION:
             return f"cancellation: amplifies the rounding of its inputs {condition:.3g} times"
         return "rounding, as its type allows"
+    error = engine - exact
     label = dtype.label if dtype is not None else "its type"
     if values.headroom is not None and values.headroom < 1:
         limit = values.absmax * values.headroom

@@ -12,8 +12,8 @@ from polytool.backends.base import Feeds, LayerOracle, Outputs, Trace, with_nois
 from polytool.backends.native.network import Layer, Network, Node, Tensor, ValueOf
 from polytool.backends.native.numerics import load as to_stored
 from polytool.backends.native.parser import parse
-from polytool.backends.native.program import LazyProgram, Program
-from polytool.backends.native.tactics.base import Launch, Mode
+from polytool.backends.native.program import Bound, LazyProgram, Program
+from polytool.backends.native.tactics.base import Mode
 from polytool.collection import paused_collection
 from polytool.errors import UsageError
 from polytool.model import load
@@ -52,8 +52,10 @@ class NativeOracle(LayerOracle):
             self._index(network)
             for layer in network.layers:
                 self._carry(layer.nodes[0])
+        self._slices: dict[tuple[frozenset[str], tuple[str, ...]], list[Layer]] = {}
         self._programs: dict[tuple[frozenset[str], tuple[str, ...], bool], Program] = {}
-        self._bound: dict[Layer, Launch] = {}
+        self._bound: dict[Layer, Bound] = {}
+        self._sizes: dict[Layer, int] = {}
         self._biases: dict[Tensor, Tensor] = {}
         self._bias_values: dict[Tensor, Any] = {}
 
@@ -101,6 +103,8 @@ class NativeOracle(LayerOracle):
             return True
 
         layers = self._layers([target], is_given)
+        if all(self._tensors.get(name) is tensor for name, tensor in inputs.items()):
+            self._slices[frozenset(inputs), (wanted,)] = layers
         reached, chosen = set(inputs.values()), []
         for layer in layers:
             if not reached.isdisjoint(self._inputs(layer)):
@@ -108,8 +112,8 @@ class NativeOracle(LayerOracle):
                 chosen.append(layer)
         return Trace(
             tuple(inputs),
-            tuple(node.op for layer in layers for node in layer.nodes),
-            tuple(dict.fromkeys(s for layer in chosen or layers for s in layer.origin)),
+            tuple([node.op for layer in layers for node in layer.nodes]),
+            tuple(dict.fromkeys([s for x in chosen or layers for n in x.nodes for s in n.sources])),
         )
 
     def evaluate(
@@ -145,14 +149,15 @@ class NativeOracle(LayerOracle):
             return self._programs[key]
         inputs = {self._find(n) for n in given}
         outputs = [self._find(n) for n in wanted]
-        layers = self._layers(outputs, inputs.__contains__)
+        layers = self._slices.get((given, wanted))
+        if layers is None:
+            layers = self._layers(outputs, inputs.__contains__)
         used = [t for t in sorted(inputs, key=lambda t: t.name) if t.constant is None]
         biases: list[Tensor] = []
         if noisy:
             layers, biases = self._open(layers)
-        weights = sum(t.constant.size for x in layers for t in x.constants() if t.constant)
         network = Network("slice", [*used, *biases], outputs, layers)
-        if weights > _CACHED:
+        if sum(map(self._size, layers)) > _CACHED:
             return LazyProgram(network, _WIDE)
         bound = None if noisy else self._bound  # opened layers are new ones each time
         program = self._programs[key] = Program(network, _WIDE, bound=bound)
@@ -201,26 +206,32 @@ class NativeOracle(LayerOracle):
     def _layers(self, wanted: list[Tensor], is_given: Callable[[Tensor], bool]) -> list[Layer]:
         """What computes `wanted` from the given tensors, in execution order."""
         order: list[Layer] = []
-        done: set[int] = set()
-        stack = [(t, False) for t in reversed(wanted)]
+        done: set[Layer] = set()
+        stack: list[Tensor | Layer] = [t for t in reversed(wanted) if t.constant is None]
         while stack:
-            tensor, ready = stack.pop()
-            if tensor.constant is not None or (not ready and is_given(tensor)):
+            top = stack.pop()
+            if isinstance(top, Layer):  # its inputs are done
+                done.add(top)
+                order.append(top)
                 continue
-            layer = self._producers.get(tensor)
+            if is_given(top):
+                continue
+            layer = self._producers.get(top)
             if layer is None:
-                raise UsageError(f"{tensor.name!r} is needed to evaluate the slice, but not given")
-            if id(layer) in done:
-                continue
-            if ready:
-                done.add(id(layer))
-                order.append(layer)
-                continue
-            stack.append((tensor, True))
-            stack.extend([(t, False) for t in reversed(self._inputs(layer))])
+                raise UsageError(f"{top.name!r} is needed to evaluate the slice, but not given")
+            if layer not in done:
+                stack.append(layer)
+                stack.extend(self._inputs(layer))
         return order
 
     def _inputs(self, layer: Layer) -> list[Tensor]:
+        """What the layer reads, the last first."""
         if layer not in self._reads:
-            self._reads[layer] = layer.inputs
+            self._reads[layer] = layer.inputs[::-1]
         return self._reads[layer]
+
+    def _size(self, layer: Layer) -> int:
+        """The number of elements of its constants."""
+        if layer not in self._sizes:
+            self._sizes[layer] = sum(t.constant.size for t in layer.constants() if t.constant)
+        return self._sizes[layer]

@@ -51,6 +51,38 @@ class Step:
     watched: Callable[..., Sequence[Any]] | None = None
 
 
+@dataclass(slots=True)
+class Bound:
+    """What of a step does not depend on the program around it; see `Step`."""
+
+    layer: Layer
+    launch: Callable[..., Sequence[Any]]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    wants: tuple[Any, ...]
+    exact: bool
+    watched: Callable[..., Sequence[Any]] | None
+
+
+class _Slots(dict[Tensor, int]):
+    """Where each tensor lies; one that comes anew gets the next place.
+
+    Attributes:
+        base: what lies there before a run: the constants.
+    """
+
+    def __init__(self, mode: Mode) -> None:
+        super().__init__()
+        self.base: list[Any] = []
+        self._mode = mode
+
+    def __missing__(self, tensor: Tensor) -> int:
+        self[tensor] = place = len(self.base)
+        constant = tensor.constant is not None
+        self.base.append(stored_constant(tensor, self._mode) if constant else None)
+        return place
+
+
 class Program:
     """The steps of one network; `run` takes its inputs followed by its captures.
 
@@ -68,85 +100,23 @@ class Program:
         mode: Mode,
         *,
         body: bool = False,
-        bound: dict[Layer, Launch] | None = None,
+        bound: dict[Layer, Bound] | None = None,
     ) -> None:
         self.network, self.mode = network, mode
-        self._bound = bound
         self._entry = network.entry if body and network.inputs else None
-        self._slots: dict[Tensor, int] = {}
-        self._base: list[Any] = []
-        inputs = [*network.inputs, *network.captures]
-        for tensor in inputs:
-            self._slot(tensor)
-        self._n_inputs = len(inputs)
-        self._outputs: list[int] = []
-        last = self.last_reads(network)
+        slots = _Slots(mode)
+        self._n_inputs = len([slots[t] for t in (*network.inputs, *network.captures)])
         with paused_collection():
-            self._steps = [self._step(i, layer, last) for i, layer in enumerate(network.layers)]
-        self._outputs = [self._slot(t) for t in network.outputs]
-
-    def _slot(self, tensor: Tensor) -> int:
-        if tensor not in self._slots:
-            self._slots[tensor] = len(self._base)
-            constant = tensor.constant is not None
-            self._base.append(stored_constant(tensor, self.mode) if constant else None)
-        return self._slots[tensor]
+            parts = [_bind(layer, mode, bound) for layer in network.layers]
+            last = _last_reads([(p.inputs, p.outputs) for p in parts], network.outputs)
+            self._steps = [_step(i, part, slots, last) for i, part in enumerate(parts)]
+        self._outputs = [slots[t] for t in network.outputs]
+        self._base = slots.base
 
     @staticmethod
     def last_reads(network: Network) -> dict[Tensor, int]:
         """The layer that reads each tensor last; past the end for what the network returns."""
-        last: dict[Tensor, int] = {}
-        for index, layer in enumerate(network.layers):
-            for tensor in (*layer.outputs, *layer.inputs):
-                last[tensor] = index
-        for tensor in network.outputs:
-            last[tensor] = len(network.layers)
-        return last
-
-    def _step(self, index: int, layer: Layer, last: dict[Tensor, int]) -> Step:
-        inputs = layer.inputs
-        dead = tuple(self._slot(t) for t in (*inputs, *layer.outputs) if last.get(t) == index)
-        operator = layer.nodes[-1].operator
-        exact = len(layer.nodes) == 1 and operator is not None and operator.exact
-        wants = tuple(
-            None
-            if t.dtype is None or (t.dtype in _REDUCED and not exact) or t.container != "tensor"
-            else storage(t.dtype, wide=self.mode.wide)
-            for t in layer.outputs
-        )
-        watched = None
-        if layer.nodes[0].bodies:
-            from polytool.backends.native.control import compile_control
-
-            launch, watched = compile_control(layer, self.mode)
-        else:
-            launch = self._bind(layer)
-        return Step(
-            layer,
-            launch,
-            tuple(self._slot(t) for t in inputs),
-            tuple(self._slot(t) for t in layer.outputs),
-            wants,
-            dead,
-            exact,
-            watched,
-        )
-
-    def _bind(self, layer: Layer) -> Launch:
-        """The layer's function; from what other programs have bound, where they share."""
-        if self._bound is not None and layer in self._bound:
-            return self._bound[layer]
-        try:
-            launch = choose(layer, self.mode).compile(layer, self.mode)
-        except (ValueError, IndexError) as err:
-            nodes = ", ".join(layer.origin) or layer.name
-            raise RunnerError(
-                f"node {nodes} ({layer.kind}) cannot be prepared: {err}; check the shapes of its "
-                f"weights"
-            ) from err
-        if self._bound is not None:
-            self._bound[layer] = launch
-        return launch
+        return _last_reads([(x.inputs, x.outputs) for x in network.layers], network.outputs)
 
     def run(
         self, inputs: Sequence[Any], watch: Watch | None = None, alter: Alter | None = None
@@ -219,6 +189,72 @@ class Program:
             if type(value) is not np.ndarray or value.dtype is not want:
                 value = as_stored(value, tensor, step.exact, self.mode)
             slots[target] = value if alter is None else alter(value)
+
+
+def _last_reads(
+    touched: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], returned: Sequence[Tensor]
+) -> dict[Tensor, int]:
+    """For each tensor the last pair of inputs and outputs that holds it."""
+    last: dict[Tensor, int] = {}
+    for index, (inputs, outputs) in enumerate(touched):
+        for tensor in outputs:
+            last[tensor] = index
+        for tensor in inputs:
+            last[tensor] = index
+    for tensor in returned:
+        last[tensor] = len(touched)
+    return last
+
+
+def _step(index: int, part: Bound, slots: _Slots, last: dict[Tensor, int]) -> Step:
+    inputs, outputs = part.inputs, part.outputs
+    return Step(
+        part.layer,
+        part.launch,
+        tuple([slots[t] for t in inputs]),
+        tuple([slots[t] for t in outputs]),
+        part.wants,
+        tuple([slots[t] for t in (*inputs, *outputs) if last[t] == index]),
+        part.exact,
+        part.watched,
+    )
+
+
+def _bind(layer: Layer, mode: Mode, bound: dict[Layer, Bound] | None) -> Bound:
+    """The layer with its function; from what other programs have bound, where they share."""
+    if bound is not None and layer in bound:
+        return bound[layer]
+    operator = layer.nodes[-1].operator
+    exact = len(layer.nodes) == 1 and operator is not None and operator.exact
+    wants = tuple(
+        None
+        if t.dtype is None or (t.dtype in _REDUCED and not exact) or t.container != "tensor"
+        else storage(t.dtype, wide=mode.wide)
+        for t in layer.outputs
+    )
+    watched = None
+    launch: Callable[..., Sequence[Any]]
+    if layer.nodes[0].bodies:
+        from polytool.backends.native.control import compile_control
+
+        launch, watched = compile_control(layer, mode)
+    else:
+        launch = _compile(layer, mode)
+    part = Bound(layer, launch, tuple(layer.inputs), tuple(layer.outputs), wants, exact, watched)
+    if bound is not None:
+        bound[layer] = part
+    return part
+
+
+def _compile(layer: Layer, mode: Mode) -> Launch:
+    try:
+        return choose(layer, mode).compile(layer, mode)
+    except (ValueError, IndexError) as err:
+        nodes = ", ".join(layer.origin) or layer.name
+        raise RunnerError(
+            f"node {nodes} ({layer.kind}) cannot be prepared: {err}; check the shapes of its "
+            f"weights"
+        ) from err
 
 
 class LazyProgram:
