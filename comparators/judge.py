@@ -99,10 +99,28 @@ def relative_l2(value: Any, reference: Any) -> float | None:
     a, r = np.asarray(value), np.asarray(reference)
     if a.shape != r.shape or a.dtype == object or r.dtype == object:
         return None
-    a, r = a.astype(np.float64, copy=False).ravel(), r.astype(np.float64, copy=False).ravel()
     with np.errstate(over="ignore", invalid="ignore"):
-        error = a - r
-        square, scale = float(error @ error), float(r @ r)
+        return _l2(
+            a.astype(np.float64, copy=False).ravel(), r.astype(np.float64, copy=False).ravel()
+        )
+
+
+def _errors(
+    engine: Array, alone: Array, exact: Any
+) -> tuple[float | None, float | None, float | None]:
+    """Own, total and inherited error of float64 arrays of one shape; see `relative_l2`."""
+    a, r = engine.ravel(), alone.ravel()
+    with np.errstate(over="ignore", invalid="ignore"):
+        own = _l2(a, r)
+        if not _comparable(engine, exact):
+            return own, None, None
+        e = exact.astype(np.float64, copy=False).ravel()
+        return own, _l2(a, e), _l2(r, e)
+
+
+def _l2(a: Array, r: Array) -> float | None:
+    error = a - r
+    square, scale = float(error @ error), float(r @ r)
     if not (math.isfinite(square) and math.isfinite(scale)) or scale < _TINY or 0 < square < _TINY:
         return _scaled_l2(a, r)
     return math.sqrt(square / scale)
@@ -259,9 +277,7 @@ def _judge_floats(
 ) -> Judgement:
     dtype = tap.spec.dtype
     engine, right = value.astype(np.float64), np.asarray(alone, np.float64)
-    own = relative_l2(engine, right)
-    total = relative_l2(engine, exact) if exact is not None else None
-    inherited = relative_l2(right, exact) if exact is not None else None
+    own, total, inherited = _errors(engine, right, exact)
     values = value_range(engine, right, dtype)
     if own is None:
         reason = why_not_finite(engine, right, values, dtype)

@@ -11,8 +11,9 @@ import numpy as np
 from polytool.backends.base import Feeds, LayerOracle, Outputs, Trace, with_noise
 from polytool.backends.native.network import Layer, Network, Node, Tensor, ValueOf
 from polytool.backends.native.numerics import load as to_stored
+from polytool.backends.native.numerics import storage
 from polytool.backends.native.parser import parse
-from polytool.backends.native.program import Bound, LazyProgram, Program
+from polytool.backends.native.program import Known, LazyProgram, Program
 from polytool.backends.native.tactics.base import Mode
 from polytool.collection import paused_collection
 from polytool.errors import UsageError
@@ -32,6 +33,10 @@ EXACT_INPUTS: Mapping[str, tuple[int, ...]] = {
 }
 
 
+_Source = tuple[Any, "np.dtype[Any] | None"]
+_Ready = tuple[Program, list[_Source]]
+
+
 class NativeOracle(LayerOracle):
     """The original graph, node by node, with every real float type in float64.
 
@@ -47,14 +52,16 @@ class NativeOracle(LayerOracle):
         self._tensors: dict[str, Tensor] = {}
         self._below: dict[str, list[Tensor]] = {}
         self._producers: dict[Tensor, Layer] = {}
-        self._reads: dict[Layer, list[Tensor]] = {}
+        self._reads: dict[Layer, list[Tensor]] = {}  # the last first
         for network in (self.network, *self.network.bodies()):
             self._index(network)
             for layer in network.layers:
                 self._carry(layer.nodes[0])
         self._slices: dict[tuple[frozenset[str], tuple[str, ...]], list[Layer]] = {}
-        self._programs: dict[tuple[frozenset[str], tuple[str, ...], bool], Program] = {}
-        self._bound: dict[Layer, Bound] = {}
+        self._programs: dict[
+            tuple[frozenset[str], tuple[str, ...], bool], tuple[Program, list[_Source]]
+        ] = {}
+        self._known = Known()
         self._sizes: dict[Layer, int] = {}
         self._biases: dict[Tensor, Tensor] = {}
         self._bias_values: dict[Tensor, Any] = {}
@@ -105,9 +112,9 @@ class NativeOracle(LayerOracle):
         layers = self._layers([target], is_given)
         if all(self._tensors.get(name) is tensor for name, tensor in inputs.items()):
             self._slices[frozenset(inputs), (wanted,)] = layers
-        reached, chosen = set(inputs.values()), []
+        reached, chosen, reads = set(inputs.values()), [], self._reads
         for layer in layers:
-            if not reached.isdisjoint(self._inputs(layer)):
+            if not reached.isdisjoint(reads[layer]):
                 reached.update(layer.outputs)
                 chosen.append(layer)
         return Trace(
@@ -121,8 +128,8 @@ class NativeOracle(LayerOracle):
     ) -> Outputs:
         """Compute `wanted` (float64 where they are floats) from `inputs`; see `LayerOracle`."""
         names = tuple(wanted)
-        program = self._program(frozenset(inputs), names, noise > 0)
-        values = [self._stored(t, inputs) for t in program.network.inputs]
+        program, sources = self._program(frozenset(inputs), names, noise > 0)
+        values = [_wide(inputs[s], k) if type(s) is str else s for s, k in sources]
         alter = None
         if noise:
             rng = np.random.default_rng(seed)
@@ -132,18 +139,15 @@ class NativeOracle(LayerOracle):
             results = program.run(values, alter=alter)
         return dict(zip(names, results, strict=True))
 
-    def _stored(self, tensor: Tensor, inputs: Mapping[str, Any]) -> Any:
+    def _source(self, tensor: Tensor, given: Collection[str]) -> _Source:
+        """What stands for an input: the name of a given value and its dtype, or a bias."""
         if tensor in self._bias_values:
-            return self._bias_values[tensor]
+            return self._bias_values[tensor], None
         name = tensor.value_of.tensor if tensor.value_of is not None else tensor.name
-        value = inputs[name] if name in inputs else inputs[tensor.name]
-        if isinstance(value, np.ndarray) and tensor.dtype is not None:
-            return to_stored(value, tensor.dtype, wide=True)
-        return value
+        dtype = storage(tensor.dtype, wide=True) if tensor.dtype is not None else None
+        return name if name in given else tensor.name, dtype
 
-    def _program(
-        self, given: frozenset[str], wanted: tuple[str, ...], noisy: bool
-    ) -> Program | LazyProgram:
+    def _program(self, given: frozenset[str], wanted: tuple[str, ...], noisy: bool) -> _Ready:
         key = given, wanted, noisy
         if key in self._programs:
             return self._programs[key]
@@ -157,11 +161,12 @@ class NativeOracle(LayerOracle):
         if noisy:
             layers, biases = self._open(layers)
         network = Network("slice", [*used, *biases], outputs, layers)
+        sources = [self._source(t, given) for t in network.inputs]
         if sum(map(self._size, layers)) > _CACHED:
-            return LazyProgram(network, _WIDE)
-        bound = None if noisy else self._bound  # opened layers are new ones each time
-        program = self._programs[key] = Program(network, _WIDE, bound=bound)
-        return program
+            return LazyProgram(network, _WIDE), sources
+        known = None if noisy else self._known  # opened layers are new ones each time
+        made = self._programs[key] = Program(network, _WIDE, known=known), sources
+        return made
 
     def _open(self, layers: list[Layer]) -> tuple[list[Layer], list[Tensor]]:
         """The layers with small float constants as inputs, so that noise reaches them.
@@ -207,6 +212,7 @@ class NativeOracle(LayerOracle):
         """What computes `wanted` from the given tensors, in execution order."""
         order: list[Layer] = []
         done: set[Layer] = set()
+        producers, reads = self._producers, self._reads
         stack: list[Tensor | Layer] = [t for t in reversed(wanted) if t.constant is None]
         while stack:
             top = stack.pop()
@@ -216,22 +222,25 @@ class NativeOracle(LayerOracle):
                 continue
             if is_given(top):
                 continue
-            layer = self._producers.get(top)
+            layer = producers.get(top)
             if layer is None:
                 raise UsageError(f"{top.name!r} is needed to evaluate the slice, but not given")
             if layer not in done:
                 stack.append(layer)
-                stack.extend(self._inputs(layer))
+                if layer not in reads:
+                    reads[layer] = layer.inputs[::-1]
+                stack.extend(reads[layer])
         return order
-
-    def _inputs(self, layer: Layer) -> list[Tensor]:
-        """What the layer reads, the last first."""
-        if layer not in self._reads:
-            self._reads[layer] = layer.inputs[::-1]
-        return self._reads[layer]
 
     def _size(self, layer: Layer) -> int:
         """The number of elements of its constants."""
         if layer not in self._sizes:
             self._sizes[layer] = sum(t.constant.size for t in layer.constants() if t.constant)
         return self._sizes[layer]
+
+
+def _wide(value: Any, dtype: np.dtype[Any] | None) -> Any:
+    """A given value as the oracle stores it."""
+    if dtype is None or not isinstance(value, np.ndarray) or value.dtype == dtype:
+        return value
+    return value.astype(dtype)

@@ -1,4 +1,4 @@
-"""A network made ready to run on the CPU: bound functions over slots.
+"""A network made ready to run on the CPU: its layers, bound to functions over slots.
 
 Everything that can be decided once is decided here: which tactic runs a layer, where its inputs
 and outputs lie, what may be freed after it. A `Program` is read-only once built, so any number of
@@ -7,8 +7,8 @@ threads can run it at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,71 +27,56 @@ Watch = Callable[[Layer, Sequence[Any]], None]
 
 Alter = Callable[[Any], Any]
 
+_Around = tuple[tuple[int, ...], tuple[int, ...]]
+_Place = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 _REDUCED = (DType.FLOAT16, DType.BFLOAT16)
 
 
 @dataclass(slots=True)
 class Step:
-    """One layer, bound.
+    """One layer, bound: what any program that holds it runs.
 
     Attributes:
+        inputs: what the layer reads, constants left out.
         wants: the NumPy dtype of each output; None where every value must be looked at.
-        dead: slots that nothing reads after this step.
+        single: it has one output.
         exact: whether the layer only moves values, so that nothing is rounded.
         watched: runs the layer with a `Watch` for the layers of its bodies; control flow only.
     """
 
     layer: Layer
     launch: Callable[..., Sequence[Any]]
-    sources: tuple[int, ...]
-    targets: tuple[int, ...]
-    wants: tuple[Any, ...]
-    dead: tuple[int, ...]
-    exact: bool
-    watched: Callable[..., Sequence[Any]] | None = None
-
-
-@dataclass(slots=True)
-class Bound:
-    """What of a step does not depend on the program around it; see `Step`."""
-
-    layer: Layer
-    launch: Callable[..., Sequence[Any]]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     wants: tuple[Any, ...]
+    single: bool
     exact: bool
     watched: Callable[..., Sequence[Any]] | None
 
 
-class _Slots(dict[Tensor, int]):
-    """Where each tensor lies; one that comes anew gets the next place.
+@dataclass(slots=True)
+class Known:
+    """What programs of parts of one network share.
 
     Attributes:
-        base: what lies there before a run: the constants.
+        layers: those that are bound.
+        places: where layers find and put values, by structure, which repeats in a model.
     """
 
-    def __init__(self, mode: Mode) -> None:
-        super().__init__()
-        self.base: list[Any] = []
-        self._mode = mode
-
-    def __missing__(self, tensor: Tensor) -> int:
-        self[tensor] = place = len(self.base)
-        constant = tensor.constant is not None
-        self.base.append(stored_constant(tensor, self._mode) if constant else None)
-        return place
+    layers: dict[Layer, Step] = field(default_factory=dict)
+    places: dict[tuple[tuple[_Around, ...], tuple[int, ...]], Sequence[_Place]] = field(
+        default_factory=dict
+    )
 
 
 class Program:
-    """The steps of one network; `run` takes its inputs followed by its captures.
+    """The bound layers of one network; `run` takes its inputs followed by its captures.
 
     Args:
         network: what is run.
         mode: how values are stored.
         body: it is the body of an If, Loop or Scan.
-        bound: layers that are bound already; those that are not are added. For programs of parts
-            of one network.
+        known: what programs of other parts of the same network have found out, and this one adds.
     """
 
     def __init__(
@@ -100,28 +85,42 @@ class Program:
         mode: Mode,
         *,
         body: bool = False,
-        bound: dict[Layer, Bound] | None = None,
+        known: Known | None = None,
     ) -> None:
         self.network, self.mode = network, mode
         self._entry = network.entry if body and network.inputs else None
-        slots = _Slots(mode)
-        self._n_inputs = len([slots[t] for t in (*network.inputs, *network.captures)])
         with paused_collection():
-            parts = [_bind(layer, mode, bound) for layer in network.layers]
-            last = _last_reads([(p.inputs, p.outputs) for p in parts], network.outputs)
-            self._steps = [_step(i, part, slots, last) for i, part in enumerate(parts)]
-        self._outputs = [slots[t] for t in network.outputs]
-        self._base = slots.base
+            self._steps = self._bind(known)
+            slots = _Slots()
+            self._inputs = [slots[t] for t in (*network.inputs, *network.captures)]
+            around = [
+                (tuple([slots[t] for t in x.inputs]), tuple([slots[t] for t in x.outputs]))
+                for x in self._reading()
+            ]
+            self._outputs = [slots[t] for t in network.outputs]
+            self._places = _places(around, self._outputs, known)
+        self._base: list[Any] = [None] * len(slots)
+        for tensor in network.outputs:
+            if tensor.constant is not None:
+                self._base[slots[tensor]] = stored_constant(tensor, mode)
 
-    @staticmethod
-    def last_reads(network: Network) -> dict[Tensor, int]:
-        """The layer that reads each tensor last; past the end for what the network returns."""
-        return _last_reads([(x.inputs, x.outputs) for x in network.layers], network.outputs)
+    def _bind(self, known: Known | None) -> Iterable[Step]:
+        layers, mode = self.network.layers, self.mode
+        if known is None:
+            return [_step(layer, mode) for layer in layers]
+        for layer in layers:
+            if layer not in known.layers:
+                known.layers[layer] = _step(layer, mode)
+        return [*map(known.layers.__getitem__, layers)]
+
+    def _reading(self) -> Iterable[Step | Layer]:
+        """What tells the inputs and outputs of each layer."""
+        return self._steps
 
     def run(
         self, inputs: Sequence[Any], watch: Watch | None = None, alter: Alter | None = None
     ) -> list[Any]:
-        """Run every step.
+        """Run every layer.
 
         Args:
             inputs: stored arrays for the network's inputs, then for its captures.
@@ -131,99 +130,89 @@ class Program:
         Raises:
             RunnerError: a layer failed; the message names it.
         """
+        ndarray, mode = np.ndarray, self.mode
         slots = self._base.copy()
-        slots[: self._n_inputs] = inputs
+        for place, value in zip(self._inputs, inputs, strict=True):
+            slots[place] = value
         if watch is not None and self._entry is not None:
             watch(self._entry, inputs[: len(self.network.inputs)])
-        if watch is None and alter is None:
-            self._run_unwatched(slots)
-            return [slots[i] for i in self._outputs]
-        for step in self._steps:
-            arguments = [slots[i] for i in step.sources]
+        get = slots.__getitem__
+        for step, (sources, targets, dead) in zip(self._steps, self._places, strict=True):
             try:
-                if watch is not None and step.watched is not None:
-                    produced = step.watched(watch, *arguments)
+                if watch is None or step.watched is None:
+                    produced = step.launch(*map(get, sources))
                 else:
-                    produced = step.launch(*arguments)
+                    produced = step.watched(watch, *map(get, sources))
+                value = produced[0] if step.single else None
+                if type(value) is ndarray and value.dtype is step.wants[0] and alter is None:
+                    slots[targets[0]] = value
+                else:
+                    stored = _stored(step, produced, mode)
+                    for place, value in zip(targets, stored, strict=False):
+                        slots[place] = value if alter is None else alter(value)
             except PolytoolError:
                 raise
             except Exception as err:
-                raise _failure(step.layer, arguments, err) from err
-            self._store(step, produced, slots, alter)
+                raise _failure(step.layer, [*map(get, sources)], err) from err
             if watch is not None:
-                watch(step.layer, [slots[i] for i in step.targets])
-            for index in step.dead:
-                slots[index] = None
-        return [slots[i] for i in self._outputs]
-
-    def _run_unwatched(self, slots: list[Any]) -> None:
-        """The same with nobody looking: as little as possible between two layers."""
-        ndarray, get = np.ndarray, slots.__getitem__
-        step = None
-        try:
-            for step in self._steps:
-                produced = step.launch(*map(get, step.sources))
-                if len(step.targets) == 1:
-                    value = produced[0]
-                    if type(value) is ndarray and value.dtype is step.wants[0]:
-                        slots[step.targets[0]] = value
-                    else:
-                        self._store(step, produced, slots, None)
-                else:
-                    self._store(step, produced, slots, None)
-                for index in step.dead:
-                    slots[index] = None
-        except PolytoolError:
-            raise
-        except Exception as err:
-            assert step is not None
-            raise _failure(step.layer, [slots[i] for i in step.sources], err) from err
-
-    def _store(
-        self, step: Step, produced: Sequence[Any], slots: list[Any], alter: Alter | None
-    ) -> None:
-        tensors = step.layer.outputs
-        for target, value, want, tensor in zip(
-            step.targets, produced, step.wants, tensors, strict=False
-        ):
-            if type(value) is not np.ndarray or value.dtype is not want:
-                value = as_stored(value, tensor, step.exact, self.mode)
-            slots[target] = value if alter is None else alter(value)
+                watch(step.layer, [*map(get, targets)])
+            for place in dead:
+                slots[place] = None
+        return [*map(get, self._outputs)]
 
 
-def _last_reads(
-    touched: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], returned: Sequence[Tensor]
-) -> dict[Tensor, int]:
-    """For each tensor the last pair of inputs and outputs that holds it."""
-    last: dict[Tensor, int] = {}
-    for index, (inputs, outputs) in enumerate(touched):
-        for tensor in outputs:
-            last[tensor] = index
-        for tensor in inputs:
-            last[tensor] = index
-    for tensor in returned:
-        last[tensor] = len(touched)
-    return last
+class LazyProgram(Program):
+    """The same for what runs once: each layer is bound when its turn comes, and then forgotten.
+
+    So the weights need not be in memory together.
+    """
+
+    def _bind(self, known: Known | None) -> Iterable[Step]:
+        return _Unbound(self.network.layers, self.mode)
+
+    def _reading(self) -> Iterable[Step | Layer]:
+        return self.network.layers
 
 
-def _step(index: int, part: Bound, slots: _Slots, last: dict[Tensor, int]) -> Step:
-    inputs, outputs = part.inputs, part.outputs
-    return Step(
-        part.layer,
-        part.launch,
-        tuple([slots[t] for t in inputs]),
-        tuple([slots[t] for t in outputs]),
-        part.wants,
-        tuple([slots[t] for t in (*inputs, *outputs) if last[t] == index]),
-        part.exact,
-        part.watched,
-    )
+class _Unbound:
+    """Layers that are bound one by one, whenever they are gone through."""
+
+    def __init__(self, layers: Sequence[Layer], mode: Mode) -> None:
+        self._layers, self._mode = layers, mode
+
+    def __iter__(self) -> Iterator[Step]:
+        return (_step(layer, self._mode) for layer in self._layers)
 
 
-def _bind(layer: Layer, mode: Mode, bound: dict[Layer, Bound] | None) -> Bound:
-    """The layer with its function; from what other programs have bound, where they share."""
-    if bound is not None and layer in bound:
-        return bound[layer]
+class _Slots(dict[Tensor, int]):
+    """Where each tensor lies; one that comes anew gets the next place."""
+
+    def __missing__(self, tensor: Tensor) -> int:
+        self[tensor] = place = len(self)
+        return place
+
+
+def _places(
+    around: list[_Around], returned: Sequence[int], known: Known | None
+) -> Sequence[_Place]:
+    """The slots around each layer, with those that are dead after it."""
+    key = tuple(around), tuple(returned)
+    if known is not None and key in known.places:
+        return known.places[key]
+    later = set(returned)
+    places = []
+    for sources, targets in reversed(around):
+        dead = tuple([place for place in sources + targets if place not in later])
+        later.update(dead)
+        places.append((sources, targets, dead))
+    places.reverse()
+    if known is not None:
+        known.places[key] = places
+    return places
+
+
+def _step(layer: Layer, mode: Mode) -> Step:
+    """The layer with its function."""
     operator = layer.nodes[-1].operator
     exact = len(layer.nodes) == 1 and operator is not None and operator.exact
     wants = tuple(
@@ -240,10 +229,8 @@ def _bind(layer: Layer, mode: Mode, bound: dict[Layer, Bound] | None) -> Bound:
         launch, watched = compile_control(layer, mode)
     else:
         launch = _compile(layer, mode)
-    part = Bound(layer, launch, tuple(layer.inputs), tuple(layer.outputs), wants, exact, watched)
-    if bound is not None:
-        bound[layer] = part
-    return part
+    inputs, outputs = tuple(layer.inputs), tuple(layer.outputs)
+    return Step(layer, launch, inputs, outputs, wants, len(outputs) == 1, exact, watched)
 
 
 def _compile(layer: Layer, mode: Mode) -> Launch:
@@ -257,34 +244,12 @@ def _compile(layer: Layer, mode: Mode) -> Launch:
         ) from err
 
 
-class LazyProgram:
-    """The same for what runs once: each layer is bound when its turn comes, and then forgotten.
-
-    So the weights need not be in memory together.
-    """
-
-    def __init__(self, network: Network, mode: Mode) -> None:
-        self.network, self.mode = network, mode
-
-    def run(
-        self, inputs: Sequence[Any], watch: Watch | None = None, alter: Alter | None = None
-    ) -> list[Any]:
-        """Run every layer; see `Program.run`."""
-        network = self.network
-        last = Program.last_reads(network)
-        values = dict(zip([*network.inputs, *network.captures], inputs, strict=True))
-        for index, layer in enumerate(network.layers):
-            reads = layer.inputs
-            program = Program(Network(layer.name, reads, layer.outputs, [layer]), self.mode)
-            results = program.run([values[t] for t in reads], watch, alter)
-            values.update(zip(layer.outputs, results, strict=True))
-            for tensor in (*reads, *layer.outputs):
-                if last.get(tensor) == index:
-                    values.pop(tensor, None)
-        return [
-            values[t] if t.constant is None else stored_constant(t, self.mode)
-            for t in network.outputs
-        ]
+def _stored(step: Step, produced: Sequence[Any], mode: Mode) -> Iterator[Any]:
+    for tensor, value, want in zip(step.outputs, produced, step.wants, strict=False):
+        if type(value) is np.ndarray and value.dtype is want:
+            yield value
+        else:
+            yield as_stored(value, tensor, step.exact, mode)
 
 
 def as_stored(value: Any, tensor: Tensor, exact: bool, mode: Mode) -> Any:

@@ -52,7 +52,7 @@ def correspond_by_values(
     for tensor in other.inputs:
         value = feeds[back[tensor.name]]
         env[tensor] = load(value, tensor.dtype, wide=True) if tensor.dtype is not None else value
-    last = Program.last_reads(other)
+    last = _last_reads(other)
     for index, layer in enumerate(other.layers):
         reads = layer.inputs
         program = Program(Network(layer.name, reads, layer.outputs, [layer]), _WIDE)
@@ -64,6 +64,15 @@ def correspond_by_values(
             if last.get(tensor) == index:
                 env.pop(tensor, None)
     return search.found
+
+
+def _last_reads(network: Network) -> dict[Tensor, int]:
+    """The layer that reads each tensor last; past the end for what the network returns."""
+    last: dict[Tensor, int] = {}
+    for index, layer in enumerate(network.layers):
+        last.update(dict.fromkeys((*layer.outputs, *layer.inputs), index))
+    last.update(dict.fromkeys(network.outputs, len(network.layers)))
+    return last
 
 
 def _values(network: Network, feeds: Feeds) -> dict[str, Array] | None:
