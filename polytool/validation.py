@@ -20,6 +20,7 @@ _SHOWN = 10
 _INT32 = 2**31 - 1
 _BODIES = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 _TYPES = frozenset(int(t) for t in DType)
+_TYPE_NAMES = frozenset(t.name for t in DType)
 # Attributes that hold an element type; 0 stands for "not given" in two of them.
 _ELEMENT_TYPES = dict.fromkeys(("to", "dtype", "output_datatype", "stash_type"), _TYPES)
 _ELEMENT_TYPES |= dict.fromkeys(("output_dtype", "precision"), _TYPES | {0})
@@ -142,6 +143,10 @@ class _Rules:
                 and attribute.i not in _ELEMENT_TYPES.get(name, (attribute.i,))
             ):
                 yield f"has {name}={attribute.i}, which is no element type"
+            elif attribute.type == AttributeProto.STRING and name in _ELEMENT_TYPES:
+                text = attribute.s.decode("utf-8", "replace")
+                if text not in _TYPE_NAMES:
+                    yield f"has {name}={text!r}, which is no element type"
         if self.op == "Constant" and len(given) != 1:
             yield f"has {len(given)} values, not one"
         if self.has_bodies:

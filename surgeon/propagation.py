@@ -116,7 +116,7 @@ def _slice(node: Node, have: list[Entry], read: Reader) -> Sequence[Entry] | Non
 
 def _transpose(node: Node, have: list[Entry], read: Reader) -> Sequence[Entry] | None:
     perm = node.attribute("perm") or list(range(len(have)))[::-1]
-    return [have[i] for i in perm] if len(perm) == len(have) else None
+    return [have[i] for i in perm] if sorted(perm) == list(range(len(have))) else None
 
 
 def _gemm(node: Node, have: list[Entry], read: Reader) -> Sequence[Entry] | None:

@@ -159,6 +159,8 @@ def slice_bounds(node: Node, read: Reader) -> list[tuple[int, int, Entry, int]] 
     if node.version < 10:
         starts, ends = node.attribute("starts"), node.attribute("ends")
         axes = node.attribute("axes") or list(range(len(starts)))
+        if not len(starts) == len(ends) == len(axes):
+            return None
         return [(a, s, e, 1) for a, s, e in zip(axes, starts, ends, strict=True)]
     first, last = read.numbers(node.input(1)), read(node.input(2))
     if first is None or last is None or len(first) != len(last.entries):

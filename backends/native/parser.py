@@ -34,7 +34,7 @@ from polytool.backends.native.protos import (
     sort_nodes,
     without_inputs,
 )
-from polytool.backends.native.types import output_container, output_dtypes, takes_sequence
+from polytool.backends.native.types import misfit, output_container, output_dtypes
 from polytool.backends.native.unsupported import Unsupported, refusal
 from polytool.errors import ModelError, UnsupportedError
 from polytool.model import Model
@@ -283,8 +283,8 @@ class _Parser:
         if operator is not None and (why := operator.misfit(inputs, node.attrs)):
             raise ModelError(f"node {display(node)} ({node.op}) is not as it should be: {why}")
         for index, tensor in enumerate(inputs):
-            if tensor is not None and tensor.container == "sequence":
-                self.check_sequence(node, index, tensor)
+            if tensor is not None:
+                self.check_kind(node, index, tensor)
         dtypes: list[DType | None] = [None] * len(node.outputs)
         if operator is not None:
             dtypes = output_dtypes(
@@ -324,12 +324,10 @@ class _Parser:
         )
         return Layer.single(built)
 
-    def check_sequence(self, node: registry.Node, index: int, tensor: Tensor) -> None:
-        if not takes_sequence(node.domain, node.op, node.version, index):
-            raise ModelError(
-                f"node {display(node)} ({node.op}) takes tensors, but its input {index} "
-                f"({tensor.name!r}) is a sequence; re-export the model"
-            )
+    def check_kind(self, node: registry.Node, index: int, tensor: Tensor) -> None:
+        if why := misfit(node, index, tensor.container, tensor.dtype):
+            given = why.format(f"its input {index} ({tensor.name!r})")
+            raise ModelError(f"node {display(node)} ({node.op}) {given}; re-export the model")
 
     def why_not(
         self, operator: registry.Operator | None, node: registry.Node, inputs: list[Tensor | None]

@@ -94,14 +94,48 @@ def output_dtypes(
 
 
 @cache
-def takes_sequence(domain: str, op: str, version: int, index: int) -> bool:
-    """Whether input `index` may be a sequence, as far as ONNX says."""
+def _allowed(domain: str, op: str, version: int, index: int) -> tuple[str, ...]:
+    """The types that ONNX allows for an input, as `tensor(float)`; none where it says nothing."""
     schema = _schema(domain, op, version)
     if schema is None or not schema.inputs:
-        return domain != "com.microsoft"
+        return ()
     formal = schema.inputs[min(index, len(schema.inputs) - 1)].type_str
-    constraints = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
-    return any(not t.startswith("tensor(") for t in constraints.get(formal, [formal]))
+    constraints = {c.type_param_str: tuple(c.allowed_type_strs) for c in schema.type_constraints}
+    return constraints.get(formal, (formal,))
+
+
+def misfit(node: Any, index: int, container: str, dtype: DType | None) -> str | None:
+    """How an input differs in kind from what its operator takes, as far as ONNX says.
+
+    Kinds are tensors of numbers, tensors of text, sequences, optionals and maps. Which numbers
+    does not matter here: engines take more of them than ONNX allows.
+
+    Args:
+        node: a registry.Node.
+        index: of the input.
+        container: `tensor`, `sequence`, `optional` or `map`.
+        dtype: its element type, if known.
+
+    Returns:
+        What goes on after the name of the node, or None.
+    """
+    allowed = _allowed(node.domain, node.op, node.version, index)
+    tensors = [t for t in allowed if t.startswith("tensor(")]
+    if container == "sequence":
+        wrong = len(tensors) == len(allowed) and bool(allowed or node.domain == "com.microsoft")
+        return "takes tensors, but {} is a sequence" if wrong else None
+    if not allowed or (container == "tensor" and dtype is None):
+        return None
+    if container != "tensor":
+        fits = any(t.startswith(f"{container}(") for t in allowed)
+        return None if fits else f"takes no {container}, but {{}} is one"
+    if all(t.startswith("map(") for t in allowed):
+        return "takes a map, but {} is a tensor"
+    if dtype is DType.STRING and tensors and "tensor(string)" not in tensors:
+        return "takes numbers, but {} holds text"
+    if dtype is not DType.STRING and tensors == ["tensor(string)"]:
+        return "takes text, but {} holds numbers"
+    return None
 
 
 def output_container(op: str, inputs: Sequence[str]) -> str:

@@ -300,6 +300,8 @@ def _as_text(value: Any) -> str:
 @dtypes("CastMap", domain=ML)
 def cast_map_dtypes(_: list[DType | None], *, cast_to: str = "TO_FLOAT", **__: Any) -> list[DType]:
     """What the attribute names."""
+    if cast_to not in _CASTS:
+        raise ModelError(f"CastMap has no cast_to {cast_to!r}, only {', '.join(_CASTS)}")
     return [_CASTS[cast_to]]
 
 

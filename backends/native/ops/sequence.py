@@ -8,7 +8,7 @@ import numpy as np
 
 from polytool.backends.native.ops.movement import cut
 from polytool.backends.native.ops.registry import Arg, Array, dtypes, op, shape
-from polytool.errors import RunnerError
+from polytool.errors import ModelError, RunnerError
 from polytool.tensors import DType
 
 Sequence = list[Any]
@@ -18,6 +18,25 @@ Sequence = list[Any]
 def sequence_construct(xp: Any, *inputs: Any) -> Sequence:
     """A sequence of the inputs."""
     return list(inputs)
+
+
+def _common(inputs: list[DType | None]) -> list[DType | None]:
+    known = [d for d in inputs if d is not None]
+    if DType.STRING in known and set(known) != {DType.STRING}:
+        raise ModelError("a sequence holds numbers or text, not both")
+    return [known[0] if known else None]
+
+
+@dtypes("SequenceConstruct")
+def sequence_dtypes(inputs: list[DType | None]) -> list[DType | None]:
+    """The type of the elements, which is one."""
+    return _common(inputs)
+
+
+@dtypes("SequenceInsert")
+def sequence_insert_dtypes(inputs: list[DType | None]) -> list[DType | None]:
+    """The type of the elements, without that of the position."""
+    return _common(inputs[:2])
 
 
 @op("SequenceEmpty", since=11, exact=True)
