@@ -240,10 +240,10 @@ def _tap(layer: Layer, tensor: Tensor, depth: int) -> Tap | None:
 
 def _operands(layer: Layer) -> str:
     """The precision of what a layer computes with, which the model may have declared itself."""
+    if layer.precision != "fp32":
+        return layer.precision
     nodes = [node for node in layer.nodes if node.op != "Cast"]
     declared = {t.dtype for node in nodes for t in node.inputs if t is not None}
-    if layer.precision != "fp32" or not nodes:
-        return layer.precision
     if DType.BFLOAT16 in declared:
         return "bf16"
     return "fp16" if DType.FLOAT16 in declared else "fp32"
