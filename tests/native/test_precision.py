@@ -143,6 +143,13 @@ def test_constants_beyond_the_type_become_its_largest_number_and_are_told():
     assert any("'k'" in note for note in runner.engine.notes)
 
 
+@pytest.mark.parametrize("value", ['string[1] {"a"}', "int64[1] {100001}", "double[1] {100001}"])
+def test_a_filling_of_another_type_is_left_alone(value):
+    proto = model(f"s = Shape(x) f = Exp(x) y = ConstantOfShape<value = {value}>(s)", output="y")
+    y = NativeRunner(proto, precision="fp16").infer({"x": X})["y"]
+    assert (y == ("a" if "a" in value else 100001)).all()
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32"])
 def test_quantised_products_stay_exact(precision):
     proto = model(

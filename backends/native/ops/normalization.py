@@ -253,6 +253,8 @@ def lrn(
     xp: Any, x: Array, *, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0, size: int
 ) -> Array:
     """Divide by a power of the mean square over `size` neighbouring channels."""
+    if x.size == 0:  # or a hostile `size` would be a loop without an end
+        return x
     channels, before = x.shape[1], (size - 1) // 2
     squares = xp.zeros((x.shape[0], channels + size - 1, *x.shape[2:]), dtype=x.dtype)
     squares[:, before : before + channels] = x * x

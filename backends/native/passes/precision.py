@@ -111,9 +111,10 @@ class _Lowering:
             return
         inputs, outputs = names
         node.precision = precision
-        if node.op == "ConstantOfShape" and "value" in node.attrs:
-            filled = arrays.saturated(np.asarray(node.attrs["value"]), target)
-            node.attrs["value"] = filled.astype(node.attrs["value"].dtype)
+        value = np.asarray(node.attrs.get("value", 0))
+        if node.op == "ConstantOfShape" and value.dtype == np.float32:
+            filled = arrays.saturated(value, target)
+            node.attrs["value"] = filled.astype(value.dtype)
         node.inputs = [
             t and self.as_type(t, target if i in inputs and t.dtype is DType.FLOAT else t.dtype)
             for i, t in enumerate(node.inputs)
