@@ -129,8 +129,7 @@ class Emulator:
 
 def _map(arg: TensorMap, address: int) -> ctypes.Array[ctypes.c_ulonglong]:
     item = arg.dtype.numpy.itemsize
-    steps = (step for _, step in arg.outer)
-    words = (address, arg.rows, arg.columns, arg.pitch, item, arg.box_rows, arg.box_columns, *steps)
+    words = (address, arg.rows, arg.columns, arg.pitch, item, arg.box_rows, arg.box_columns)
     return (ctypes.c_ulonglong * 16)(*words)
 
 
