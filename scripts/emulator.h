@@ -45,7 +45,6 @@ emu_switch:
 namespace emu {
 enum State { READY, SPIN, BLOCK, WARP, CLUSTER, DONE };
 struct Copy { void* to; const void* from; bool valid; int group; };
-struct Bulk { void* to; const void* from; unsigned bytes; };
 struct Fibre {
     void* sp;
     char* stack;
@@ -53,7 +52,6 @@ struct Fibre {
     dim3 thread, block;
     int cta, warp, lane, parity, groups;
     std::vector<Copy> copies;
-    std::vector<Bulk> bulks;
 };
 struct Slot { char bytes[2][32][64]; };
 
@@ -116,7 +114,6 @@ inline int run_cluster() {
         f.state = READY;
         f.parity = f.groups = 0;
         f.copies.clear();
-        f.bulks.clear();
     }
     for (;;) {
         bool running = false, done = true;
@@ -372,17 +369,6 @@ struct bfloat_t;
             settle(p);                                                                            \
         }                                                                                         \
     }                                                                                             \
-    inline void prefetch_map(const tensor_map*) {}                                                \
-    inline void store_bulk(void* to, const void* from, u32 bytes) {                               \
-        if (((uintptr_t)to | (uintptr_t)from | bytes) & 15) { fprintf(stderr, "misaligned store\n"); abort(); } \
-        if (emu::late) emu::current->bulks.push_back({to, from, bytes}); else memcpy(to, from, bytes); \
-    }                                                                                             \
-    inline void stores_commit() {}                                                                \
-    inline void stores_read() {                                                                   \
-        for (auto& x : emu::current->bulks) memcpy(x.to, x.from, x.bytes);                        \
-        emu::current->bulks.clear();                                                              \
-    }                                                                                             \
-    inline void stores_wait() { stores_read(); }                                                  \
     template <int N> void more_registers() {}                                                     \
     template <int N> void fewer_registers() {}                                                    \
     inline u32 cluster_rank() { return emu::current->cta; }                                       \

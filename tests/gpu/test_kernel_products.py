@@ -84,18 +84,8 @@ def test_wide_gemm_with_bias_residual_and_relu(run_plan, rng, tile, cluster, m, 
     assert error(out, np.maximum(a.astype("f8") @ b.T.astype("f8") + bias + residual, 0)) < 3e-4
 
 
-@pytest.mark.parametrize(
-    ("tile", "out"),
-    [
-        ((2, 256, 1), "f2"),
-        ((2, 256, 1), "f4"),
-        ((3, 192, 1, 1, 192, True), "f2"),
-        ((3, 192, 1, 1, 64, True), "f4"),
-        ((2, 192, 2, 1, 192, True), "f2"),
-        ((2, 128, 1, 2, 32), "f2"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("out", ["f2", "f4"])
+@pytest.mark.parametrize("tile", [(2, 256, 1), (3, 192, 1), (2, 128, 1, 2)], ids=str)
 def test_wide_gemm_finishes_a_bias_in_registers(run_plan, rng, tile, out):
     m, n, k = 210, 264, 136
     a, b = rng.standard_normal((m, k)).astype("f2"), rng.standard_normal((n, k)).astype("f2")

@@ -139,8 +139,7 @@ def multiply(
         raise UnsupportedError("no tile shape fits the product")
     plans: list[Candidate] = [gemm.plan(problem, split) for gemm, split in found]
     if isinstance(problem, Matrix):
-        wide = gemm_wide.candidates(dtype, epilogue, problem, constant=constant)
-        plans += [tile.plan(problem) for tile in wide]
+        plans += [wide.plan(problem) for wide in gemm_wide.candidates(dtype, epilogue, problem)]
     signature = f"gemm {dtype.label} {problem!r} {epilogue!r} {constant}"
     libraries = product_requests(dtype, epilogue, problem)
     rec.launch(plans, views, signature=signature, libraries=libraries)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -49,10 +48,6 @@ class WideGemm:
         cluster: blocks that share B.
         blocks: on a multiprocessor; two for tiles of 128 x 128 whose epilogue has no operand that
             lies like the output.
-        span: columns that a warp stores at a time, a divisor of `columns`; more hold the warp up
-            less, and leave less shared memory to the slices of k.
-        constant: B and the column operands are constants, so they may be read before the launches
-            in front have finished.
     """
 
     dtype: DType
@@ -61,8 +56,6 @@ class WideGemm:
     columns: int = 256
     cluster: int = 2
     blocks: int = 1
-    span: int = 64
-    constant: bool = False
 
     @property
     def threads(self) -> int:
@@ -77,9 +70,7 @@ class WideGemm:
     @property
     def _staging(self) -> int:
         """Bytes through which results are stored."""
-        alone = in_registers(self.epilogue)
-        row = self.span * item_size(self.epilogue.dtype) + 16 if alone else 40 * 4
-        return self.groups * 4 * 16 * row
+        return self.groups * 4 * 16 * (40 if self.blocks == 1 else 20) * 4
 
     @property
     def stages(self) -> int:
@@ -102,8 +93,6 @@ class WideGemm:
             "MMA": "mma_group",
             "GROUPS": self.groups,
             "BN": self.columns,
-            "SPAN": self.span,
-            "CONSTANT_B": int(self.constant),
             "STAGES": self.stages,
             "CLUSTER": self.cluster,
             "BLOCKS": self.blocks,
@@ -142,7 +131,7 @@ class WideGemm:
         blocks = min(tiles, self.blocks * multiprocessors // self.cluster) * self.cluster
         grid, block = (1, 1, blocks), (self.threads, 1, 1)
         call = Call(self.kernel, grid, block, args, self.shared, self.cluster)
-        name = f"gemm_wide {self.rows}x{self.columns} cluster{self.cluster} span{self.span}"
+        name = f"gemm_wide {self.rows}x{self.columns} cluster{self.cluster}"
         return Plan((call,), name=name if self.blocks == 1 else f"{name} blocks{self.blocks}")
 
 
@@ -151,23 +140,14 @@ def in_registers(epilogue: Epilogue) -> bool:
     return not {"full", "row"} & set(epilogue.operands)
 
 
-def candidates(
-    dtype: DType, epilogue: Epilogue, problem: Matrix, *, constant: bool = False
-) -> list[WideGemm]:
-    """The tiles worth timing; none for what is small, batched or not aligned.
-
-    `constant` is that of `WideGemm`.
-    """
+def candidates(dtype: DType, epilogue: Epilogue, problem: Matrix) -> list[WideGemm]:
+    """The tiles worth timing; none for what is small, batched or not aligned."""
     types = (epilogue.dtype, *epilogue.tree.inputs[1:])
     fits = problem.batch == 1 and problem.aligned(item_size(dtype))
     fits = fits and vector_width(problem.n, types) == 8 and problem.m >= 512 and problem.n >= 128
     if not fits or dtype not in (DType.FLOAT16, DType.BFLOAT16, DType.INT8):
         return []
-    found = []
-    for (groups, columns), cluster in itertools.product(TILES, CLUSTERS):
-        spans = (columns, 64) if in_registers(epilogue) else (64,)
-        tiles = [WideGemm(dtype, epilogue, groups, columns, cluster, 1, s, constant) for s in spans]
-        found += [t for t in tiles if t.stages >= 3]
-    if in_registers(epilogue) and item_size(epilogue.dtype) <= 2:
-        found += [WideGemm(dtype, epilogue, 2, 128, c, 2, 32, constant) for c in CLUSTERS]
+    found = [WideGemm(dtype, epilogue, g, n, c) for g, n in TILES for c in CLUSTERS]
+    if in_registers(epilogue):
+        found += [WideGemm(dtype, epilogue, 2, 128, c, 2) for c in CLUSTERS]
     return found

@@ -2,12 +2,8 @@
 // tiles. One warp fetches boxes by descriptor, GROUPS warpgroups multiply 64 rows each; the blocks of a
 // cluster take neighbouring rows of tiles and share B, each fetching its part for all.
 //
-// Results leave by bulk transfers, SPAN columns at a time, while the next tile is multiplied, unless an
-// operand lies like the output.
-//
-// Macros: T_IN, T_OUT, ACC, MMA, GROUPS (2 or 3), BN, SPAN, STAGES, CLUSTER, VEC (8), BLOCKS (on a
-// multiprocessor: with two, one finishes a tile while the other multiplies), CONSTANT_B (1: B and the
-// column operands were there before the predecessor began).
+// Macros: T_IN, T_OUT, ACC, MMA, GROUPS (2 or 3), BN, STAGES, CLUSTER, VEC (8), BLOCKS (on a
+// multiprocessor: with two, one finishes a tile while the other multiplies).
 struct wide_shape { int m, n, slices, groups_m, tiles; i64 ldd; };
 
 #define BM (GROUPS * 64)
@@ -15,10 +11,14 @@ struct wide_shape { int m, n, slices, groups_m, tiles; i64 ldd; };
 #define THREADS (GROUPS * 128 + (BLOCKS == 1 ? 128 : 32))
 #define BK (128 / (int)sizeof(T_IN))
 #define STAGE_BYTES ((BM + BN) * 128)
-// a warp's rows on their way out
-#define ROW_PITCH (SPAN * (int)sizeof(T_OUT) + 16)
-#define PITCH 40
-#define STAGING (BESIDE == 0 ? 16 * ROW_PITCH : 16 * PITCH * 4)
+// a warp's rows on their way out, in vectors of 16 bytes
+#define PITCH (BLOCKS == 1 ? 40 : 20)
+#define STAGING (16 * PITCH)
+#define ROW_BYTES (BLOCKS == 1 ? 128 : 64)
+#define PART (ROW_BYTES / (int)sizeof(T_OUT) < 64 ? ROW_BYTES / (int)sizeof(T_OUT) : 64)
+#define WIDE (16 / (int)sizeof(T_OUT) < 8 ? 16 / (int)sizeof(T_OUT) : 8)
+#define PER_ROW (PART / WIDE)
+#define ROW_PITCH (PART + WIDE)
 
 // registers of those that fetch and those that multiply
 #define FEW (GROUPS == 2 ? 40 : 32)
@@ -30,7 +30,7 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
     const int rank = CLUSTER > 1 ? (int)cluster_rank() : 0;
     const int first = blockIdx.z / CLUSTER, step = gridDim.z / CLUSTER;
-    unsigned char* staging = shared + STAGES * STAGE_BYTES;
+    float* staging = (float*)(shared + STAGES * STAGE_BYTES);
     u64* full = (u64*)(staging + GROUPS * 4 * STAGING);
     u64* empty = full + STAGES;
     if (tid == 0) {
@@ -46,15 +46,6 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const
     if (warp >= GROUPS * 4) {
         if (BLOCKS == 1) fewer_registers<FEW>();
         if (tid == GROUPS * 128) {
-            prefetch_map(&a);
-            prefetch_map(&b);
-            // of the first tile: so much of B is fetched before the predecessor has finished
-            const u32 early = CONSTANT_B && first < g.tiles ? min(STAGES, g.slices) : 0;
-            for (u32 slice = 0; slice < early; slice++) {
-                barrier_expect(full + slice, STAGE_BYTES);
-                load_box<CLUSTER>(shared + slice * STAGE_BYTES + BM * 128 + rank * (BN / CLUSTER) * 128, &b, slice * BK,
-                                  first / g.groups_m * BN + rank * (BN / CLUSTER), full + slice);
-            }
             wait_predecessor();
             u32 count = 0;
             for (int t = first; t < g.tiles; t += step) {
@@ -62,13 +53,10 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const
                 for (int slice = 0; slice < g.slices; slice++, count++) {
                     const u32 stage = count % STAGES;
                     unsigned char* tile = shared + stage * STAGE_BYTES;
-                    if (count >= early) {
-                        barrier_wait(empty + stage, (count / STAGES & 1) ^ 1);
-                        barrier_expect(full + stage, STAGE_BYTES);
-                    }
+                    barrier_wait(empty + stage, (count / STAGES & 1) ^ 1);
+                    barrier_expect(full + stage, STAGE_BYTES);
                     load_box<1>(tile, &a, slice * BK, m0, full + stage);
-                    if (count >= early)
-                        load_box<CLUSTER>(tile + BM * 128 + rank * (BN / CLUSTER) * 128, &b, slice * BK, n0, full + stage);
+                    load_box<CLUSTER>(tile + BM * 128 + rank * (BN / CLUSTER) * 128, &b, slice * BK, n0, full + stage);
                 }
             }
         }
@@ -76,7 +64,7 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const
     } else {
         if (BLOCKS == 1) more_registers<MANY>();
         const int group = warp / 4;
-        unsigned char* own = staging + warp * STAGING;
+        float* own = staging + warp * STAGING;
         u32 count = 0;
         wait_predecessor();
         for (int t = first; t < g.tiles; t += step) {
@@ -86,7 +74,7 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const
 #pragma unroll
             for (int j = 0; j < BN / 8; j++) fetch_columns(columns[j], min(n0 + j * 8 + (lane & 3) * 2, g.n - 2) EPILOGUE_ARGS);
 #endif
-            ACC acc[BN / 8][4];
+            ACC acc[BN / 8][4] = {};
 #pragma unroll 1
             for (int slice = 0; slice < g.slices; slice++, count++) {
                 const u32 stage = count % STAGES;
@@ -95,7 +83,7 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const
                 barrier_wait(full + stage, count / STAGES & 1);
                 group_begin();
 #pragma unroll
-                for (int k = 0; k < 4; k++) MMA(acc, matrix_step(tile_a, k * 32), matrix_step(tile_b, k * 32), slice + k);
+                for (int k = 0; k < 4; k++) MMA(acc, matrix_step(tile_a, k * 32), matrix_step(tile_b, k * 32));
                 group_commit();
                 group_wait<1>();
                 if (slice && (tid & 127) < CLUSTER) barrier_arrive(empty + (count - 1) % STAGES, tid & 127);
@@ -108,25 +96,26 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const
             if ((tid & 127) < CLUSTER) barrier_arrive(empty + (count - 1) % STAGES, tid & 127);
 
 #if BESIDE == 0
-            // finished in registers
+            // finished in registers; through shared memory only so that whole vectors are stored
+            T_OUT* rows = (T_OUT*)own;
 #pragma unroll
-            for (int part = 0; part < BN / SPAN; part++) {
-                stores_read();  // what lay there before
-                __syncwarp();
+            for (int part = 0; part < BN / PART; part++) {
 #pragma unroll
-                for (int j = 0; j < SPAN / 8; j++)
+                for (int j = 0; j < PART / 8; j++)
 #pragma unroll
                     for (int half = 0; half < 2; half++) {
                         pack<T_OUT, 2> pair;
-                        finish_pair(acc[part * (SPAN / 8) + j] + half * 2, columns[part * (SPAN / 8) + j], pair EPILOGUE_ARGS);
-                        store_pack<T_OUT, 2>((T_OUT*)(own + ((lane >> 2) + half * 8) * ROW_PITCH) + j * 8 + (lane & 3) * 2, pair);
+                        finish_pair(acc[part * (PART / 8) + j] + half * 2, columns[part * (PART / 8) + j], pair EPILOGUE_ARGS);
+                        store_pack<T_OUT, 2>(rows + ((lane >> 2) + half * 8) * ROW_PITCH + j * 8 + (lane & 3) * 2, pair);
                     }
-                fence_matrix_units();  // bulk transfers, too, see shared memory by another way
                 __syncwarp();
-                const int col = n0 + part * SPAN;
-                if (lane < 16 && m0 + lane < g.m && col < g.n)
-                    store_bulk(d + (i64)(m0 + lane) * g.ldd + col, own + lane * ROW_PITCH, min(SPAN, g.n - col) * sizeof(T_OUT));
-                stores_commit();
+#pragma unroll
+                for (int u = lane; u < 16 * PER_ROW; u += 32) {
+                    const int row = u / PER_ROW, at = u % PER_ROW * WIDE, col = n0 + part * PART + at;
+                    if (m0 + row < g.m && col < g.n)
+                        store_pack<T_OUT, WIDE>(d + (i64)(m0 + row) * g.ldd + col, load_pack<T_OUT, WIDE>(rows + row * ROW_PITCH + at));
+                }
+                __syncwarp();
             }
 #else
             // two rows of eight columns a lane and part of 32 columns
@@ -165,6 +154,5 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const
 #endif
         }
     }
-    stores_wait();
     if (CLUSTER > 1) cluster_leave();  // others may still write to this block's memory
 }

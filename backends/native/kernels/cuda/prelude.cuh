@@ -75,7 +75,7 @@ DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];"
 DEVICE void prefetch_l2(const void* p, u32 bytes) {
     asm volatile(HOPPER("cp.async.bulk.prefetch.L2.global [%0], %1;") :: "l"(p), "r"(bytes) : "memory");
 }
-// shared memory written by ordinary copies becomes visible to the matrix units and to bulk transfers
+// shared memory written by ordinary copies becomes visible to the matrix units
 DEVICE void fence_matrix_units() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 DEVICE void group_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -124,14 +124,6 @@ template <int BLOCKS> DEVICE void load_box(void* to, const tensor_map* map, int 
                      :: "r"(shared_address(to)), "l"(map), "r"(x), "r"(y), "r"(shared_address(b)),
                         "h"((u16)((1 << BLOCKS) - 1)) : "memory");
 }
-DEVICE void prefetch_map(const tensor_map* map) { asm volatile("prefetch.tensormap [%0];" :: "l"(map) : "memory"); }
-// from shared to global memory, in multiples of 16 bytes; of those that this thread has committed
-DEVICE void store_bulk(void* to, const void* from, u32 bytes) {
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" :: "l"(to), "r"(shared_address(from)), "r"(bytes) : "memory");
-}
-DEVICE void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-DEVICE void stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }  // all have been read
-DEVICE void stores_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }       // all have been written
 template <int N> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N)); }
 template <int N> DEVICE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N)); }
 DEVICE u32 cluster_rank() { u32 r; asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
