@@ -369,6 +369,7 @@ struct bfloat_t;
             settle(p);                                                                            \
         }                                                                                         \
     }                                                                                             \
+    inline void prefetch_map(const tensor_map*) {}                                                \
     template <int N> void more_registers() {}                                                     \
     template <int N> void fewer_registers() {}                                                    \
     inline u32 cluster_rank() { return emu::current->cta; }                                       \

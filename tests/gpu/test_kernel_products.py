@@ -85,7 +85,9 @@ def test_wide_gemm_with_bias_residual_and_relu(run_plan, rng, tile, cluster, m, 
 
 
 @pytest.mark.parametrize("out", ["f2", "f4"])
-@pytest.mark.parametrize("tile", [(2, 256, 1), (3, 192, 1), (2, 128, 1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "tile", [(2, 256, 1), (3, 192, 1, 1, True), (2, 192, 2, 1, True), (2, 128, 1, 2)], ids=str
+)
 def test_wide_gemm_finishes_a_bias_in_registers(run_plan, rng, tile, out):
     m, n, k = 210, 264, 136
     a, b = rng.standard_normal((m, k)).astype("f2"), rng.standard_normal((n, k)).astype("f2")

@@ -139,7 +139,8 @@ def multiply(
         raise UnsupportedError("no tile shape fits the product")
     plans: list[Candidate] = [gemm.plan(problem, split) for gemm, split in found]
     if isinstance(problem, Matrix):
-        plans += [wide.plan(problem) for wide in gemm_wide.candidates(dtype, epilogue, problem)]
+        wide = gemm_wide.candidates(dtype, epilogue, problem, constant=constant)
+        plans += [tile.plan(problem) for tile in wide]
     signature = f"gemm {dtype.label} {problem!r} {epilogue!r} {constant}"
     libraries = product_requests(dtype, epilogue, problem)
     rec.launch(plans, views, signature=signature, libraries=libraries)

@@ -48,6 +48,7 @@ class WideGemm:
         cluster: blocks that share B.
         blocks: on a multiprocessor; two for tiles of 128 x 128 whose epilogue has no operand that
             lies like the output.
+        constant: B is constant, so it may be read before the launches in front have finished.
     """
 
     dtype: DType
@@ -56,6 +57,7 @@ class WideGemm:
     columns: int = 256
     cluster: int = 2
     blocks: int = 1
+    constant: bool = False
 
     @property
     def threads(self) -> int:
@@ -97,6 +99,7 @@ class WideGemm:
             "CLUSTER": self.cluster,
             "BLOCKS": self.blocks,
             "VEC": 8,
+            "CONSTANT_B": int(self.constant),
         }
         alone = in_registers(self.epilogue)
         code = self.epilogue.register_code() if alone else self.epilogue.code(8, 0, staged=False)
@@ -140,14 +143,19 @@ def in_registers(epilogue: Epilogue) -> bool:
     return not {"full", "row"} & set(epilogue.operands)
 
 
-def candidates(dtype: DType, epilogue: Epilogue, problem: Matrix) -> list[WideGemm]:
-    """The tiles worth timing; none for what is small, batched or not aligned."""
+def candidates(
+    dtype: DType, epilogue: Epilogue, problem: Matrix, *, constant: bool = False
+) -> list[WideGemm]:
+    """The tiles worth timing; none for what is small, batched or not aligned.
+
+    `constant` is that of `WideGemm`.
+    """
     types = (epilogue.dtype, *epilogue.tree.inputs[1:])
     fits = problem.batch == 1 and problem.aligned(item_size(dtype))
     fits = fits and vector_width(problem.n, types) == 8 and problem.m >= 512 and problem.n >= 128
     if not fits or dtype not in (DType.FLOAT16, DType.BFLOAT16, DType.INT8):
         return []
-    found = [WideGemm(dtype, epilogue, g, n, c) for g, n in TILES for c in CLUSTERS]
+    shapes = [(g, n, c, 1) for g, n in TILES for c in CLUSTERS]
     if in_registers(epilogue):
-        found += [WideGemm(dtype, epilogue, 2, 128, c, 2) for c in CLUSTERS]
-    return found
+        shapes += [(2, 128, c, 2) for c in CLUSTERS]
+    return [WideGemm(dtype, epilogue, *shape, constant) for shape in shapes]

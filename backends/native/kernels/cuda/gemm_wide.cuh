@@ -3,7 +3,8 @@
 // cluster take neighbouring rows of tiles and share B, each fetching its part for all.
 //
 // Macros: T_IN, T_OUT, ACC, MMA, GROUPS (2 or 3), BN, STAGES, CLUSTER, VEC (8), BLOCKS (on a
-// multiprocessor: with two, one finishes a tile while the other multiplies).
+// multiprocessor: with two, one finishes a tile while the other multiplies), CONSTANT_B (1: B was there
+// before the predecessor began).
 struct wide_shape { int m, n, slices, groups_m, tiles; i64 ldd; };
 
 #define BM (GROUPS * 64)
@@ -46,6 +47,15 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const
     if (warp >= GROUPS * 4) {
         if (BLOCKS == 1) fewer_registers<FEW>();
         if (tid == GROUPS * 128) {
+            prefetch_map(&a);
+            prefetch_map(&b);
+            // B of the first tile's first slices is on its way before the predecessor has finished
+            const u32 early = CONSTANT_B && first < g.tiles ? min(STAGES, g.slices) : 0;
+            for (u32 slice = 0; slice < early; slice++) {
+                barrier_expect(full + slice, STAGE_BYTES);
+                load_box<CLUSTER>(shared + slice * STAGE_BYTES + BM * 128 + rank * (BN / CLUSTER) * 128, &b, slice * BK,
+                                  first / g.groups_m * BN + rank * (BN / CLUSTER), full + slice);
+            }
             wait_predecessor();
             u32 count = 0;
             for (int t = first; t < g.tiles; t += step) {
@@ -53,10 +63,13 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const
                 for (int slice = 0; slice < g.slices; slice++, count++) {
                     const u32 stage = count % STAGES;
                     unsigned char* tile = shared + stage * STAGE_BYTES;
-                    barrier_wait(empty + stage, (count / STAGES & 1) ^ 1);
-                    barrier_expect(full + stage, STAGE_BYTES);
+                    if (count >= early) {
+                        barrier_wait(empty + stage, (count / STAGES & 1) ^ 1);
+                        barrier_expect(full + stage, STAGE_BYTES);
+                    }
                     load_box<1>(tile, &a, slice * BK, m0, full + stage);
-                    load_box<CLUSTER>(tile + BM * 128 + rank * (BN / CLUSTER) * 128, &b, slice * BK, n0, full + stage);
+                    if (count >= early)
+                        load_box<CLUSTER>(tile + BM * 128 + rank * (BN / CLUSTER) * 128, &b, slice * BK, n0, full + stage);
                 }
             }
         }

@@ -124,6 +124,7 @@ template <int BLOCKS> DEVICE void load_box(void* to, const tensor_map* map, int 
                      :: "r"(shared_address(to)), "l"(map), "r"(x), "r"(y), "r"(shared_address(b)),
                         "h"((u16)((1 << BLOCKS) - 1)) : "memory");
 }
+DEVICE void prefetch_map(const tensor_map* map) { asm volatile("prefetch.tensormap [%0];" :: "l"(map) : "memory"); }
 template <int N> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N)); }
 template <int N> DEVICE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N)); }
 DEVICE u32 cluster_rank() { u32 r; asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
