@@ -138,9 +138,10 @@ def _grams(
     tokens: Sequence[Any], shortest: int, longest: int, skips: int
 ) -> Iterator[tuple[Any, ...]]:
     """Every n-gram, its tokens `skip + 1` apart; single tokens have no distance between them."""
-    for length in range(shortest, longest + 1):
-        for step in range(1, 2 if length == 1 else skips + 2):
-            for start in range(len(tokens) - (length - 1) * step):
+    count = len(tokens)
+    for length in range(max(shortest, 1), min(longest, count) + 1):
+        for step in range(1, 2 if length == 1 else min(skips + 2, count)):
+            for start in range(count - (length - 1) * step):
                 yield tuple(tokens[start : start + (length - 1) * step + 1 : step])
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from polytool.backends.native.ops.registry import Array
+from polytool.errors import RunnerError
 
 Ints = Sequence[int]
 
@@ -66,7 +67,8 @@ class Windows:
         for n, k, s, d, b, a, o in self._axes():
             low, high = (-b, n + a) if pads_count else (0, n)
             starts = [i * s - b for i in range(o)]
-            counts.append([sum(low <= p + t * d < high for t in range(k)) for p in starts])
+            inside = [(max(0, -((p - low) // d)), min(k, -((p - high) // d))) for p in starts]
+            counts.append([max(0, last - first) for first, last in inside])
         return counts
 
     def _axes(self) -> Iterator[tuple[int, ...]]:
@@ -95,10 +97,18 @@ def windows(
 
     With `ceil_mode`, a last window that would start behind the input and its front padding is
     dropped.
+
+    Raises:
+        RunnerError: a kernel of negative size, or strides or dilations below one.
     """
     rank = len(size)
     strides = strides or [1] * rank
     dilations = dilations or [1] * rank
+    if min(kernel, default=0) < 0 or min(*strides, *dilations, 1) < 1:
+        raise RunnerError(
+            f"a window of size {list(kernel)} cannot go in steps of {list(strides)} with "
+            f"dilations {list(dilations)}"
+        )
     pads = pads if pads and auto_pad in ("NOTSET", "") else [0] * (2 * rank)
     before, after, out = [], [], []
     for axis, (n, k, s, d) in enumerate(zip(size, kernel, strides, dilations, strict=True)):
@@ -163,7 +173,7 @@ def reduce_windows(x: Array, w: Windows, combine: Callable[[Array, Array], Array
     for axis in reversed(range(len(w.kernel))):
         lead = (slice(None),) * (2 + axis)
         result = x[(*lead, w.slice(axis, 0))]
-        for tap in range(1, w.kernel[axis]):
+        for tap in range(1, w.kernel[axis] if result.size else 0):
             result = combine(result, x[(*lead, w.slice(axis, tap))])
         x = result
     return x
