@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polytool.precision_conversion import convert_precision
 from scripts.gpu_networks import Inputs, export
 
 
@@ -52,13 +53,17 @@ def onnxruntime_cuda(model: Any, inputs: Inputs, folder: Path) -> Peer:
     import torch
 
     half, given = _halves(model, inputs)
-    path = export(half, given, folder / "half.onnx")
     with torch.no_grad():
         output = half(*given)
     result = torch.empty_like(output.contiguous())
-    session = ort.InferenceSession(
-        str(path), providers=[("CUDAExecutionProvider", {"enable_cuda_graph": "1"})]
-    )
+    providers = [("CUDAExecutionProvider", {"enable_cuda_graph": "1"})]
+    try:
+        path = export(half, given, folder / "half.onnx")
+        session = ort.InferenceSession(str(path), providers=providers)
+    except Exception:  # some exports in float16 mix types, which ONNX Runtime refuses
+        path = export(model, inputs, folder / "float.onnx")
+        convert_precision(str(path), keep_io_types=False).model.save(folder / "half.onnx")
+        session = ort.InferenceSession(str(folder / "half.onnx"), providers=providers)
     if session.get_providers()[0] != "CUDAExecutionProvider":
         raise RuntimeError("onnxruntime has no CUDA provider here: install onnxruntime-gpu")
     binding = session.io_binding()
