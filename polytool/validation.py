@@ -175,6 +175,10 @@ def _optional_faults(node: NodeProto, given: Mapping[str, AttributeProto]) -> It
 
 def _number_faults(node: NodeProto, given: Mapping[str, AttributeProto]) -> Iterator[str]:
     """Numbers that no tensor fits, and on which onnx's shape inference crashes."""
+    if node.op_type == "Transpose" and "perm" in given and not given["perm"].ref_attr_name:
+        perm = list(given["perm"].ints)
+        if sorted(perm) != list(range(len(perm))):
+            yield f"has perm={perm[:_SHOWN]}, which is no order of axes"
     numbers = {n: a.i for n, a in given.items() if a.type == AttributeProto.INT}
     if abs(axis := numbers.get("axis", 0)) > _INT32:
         yield f"has axis={axis}, which no tensor has"

@@ -42,6 +42,8 @@ def _batch_norm(node: Node, report: Report) -> str | None:
     scale, shift, mean, variance = (_constant(v) for v in node.inputs[1:5])
     if scale is None or shift is None or mean is None or variance is None:
         return None
+    if not scale.shape == shift.shape == mean.shape == variance.shape:
+        return None
     factor = scale / np.sqrt(variance + node.attribute("epsilon", 1e-5))
     return _rescale(conv, node, factor, shift - mean * factor, report)
 
@@ -106,12 +108,14 @@ def _constant(value: Value | None) -> Array | None:
 
 
 def _channels(conv: Node) -> tuple[int, int] | None:
-    """Output channels, and the rank of what the convolution gives."""
+    """Output channels, and the rank of what the convolution gives; None if it is broken."""
     weight = conv.input(1)
     if weight is None or weight.constant is None or weight.dtype not in _FLOATS:
         return None
     dims = weight.constant.dims
     groups = conv.attribute("group", 1)
+    if len(dims) < 3 or groups < 1 or dims[0] % groups:
+        return None
     return (dims[0] if conv.op == "Conv" else dims[1] * groups), len(dims)
 
 
@@ -141,7 +145,7 @@ def _rescale(conv: Node, last: Node, factor: Array, shift: Array, report: Report
         return None
     old = _constant(weight)
     old_bias = _constant(bias) if bias is not None else np.zeros(found[0])
-    if old is None or old_bias is None:
+    if old is None or old_bias is None or old_bias.shape != factor.shape:
         return None
     dtype = weight.dtype
     assert dtype is not None

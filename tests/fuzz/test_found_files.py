@@ -37,6 +37,7 @@ MESSAGES = {
     "opset_0": "imports opset 0, which cannot exist",
     "opset_beyond_32_bits": "which cannot exist",
     "optional_of_neither_input_nor_type": "has neither an input nor a type",
+    "resize_to_minus_1": "Resize cannot make axes of sizes [-1]",
     "scan_with_more_body_inputs_than_it_hands_over": "has a body 'body' with 2 inputs, not 1",
     "sequence_map_of_a_tensor": "needs a sequence, and is given none",
     "sequence_of_numbers_and_text": "holds numbers or text, not both",
@@ -46,6 +47,7 @@ MESSAGES = {
     "sparse_with_fewer_indices_than_values": "cannot be made dense",
     "split_into_fewer_than_its_outputs": "has num_outputs=1, but 2 outputs",
     "string_split_of_numbers": "takes text, but its input 0 ('x') holds numbers",
+    "transpose_by_axes_that_are_not_there": "has perm=[0, 7], which is no order of axes",
     "upsample_without_scales_in_opset_22": "has 1 inputs, not 2",
     "weight_of_element_type_0": "element type 0, which ONNX does not define",
 }

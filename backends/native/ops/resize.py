@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from polytool.backends.native.ops.registry import Arg, Array, Node, flops, op, shape, upgrade
-from polytool.errors import ModelError
+from polytool.errors import ModelError, RunnerError
 
 Ints = Sequence[int]
 _F = np.float32
@@ -112,6 +112,8 @@ def _plan(
         outs = [int(length) for length in lengths]
     else:
         raise ModelError("Resize has neither scales nor sizes")
+    if min(outs, default=0) < 0:
+        raise RunnerError(f"Resize cannot make axes of sizes {outs}")
     return {
         axis: _Axis(dims[axis], out, factor, length, start, end)
         for axis, out, factor, length, start, end in zip(
