@@ -32,27 +32,21 @@ from scripts import gpu_peers
 from scripts.gpu_networks import NETWORKS, Inputs, export
 
 RUNS, WARM, WARM_S = 200, 20, 0.2  # the GPU's clocks need time, not inferences, to rise
-TURNS, SETTLE = 5, 5
 PEERS = ("compile", "onnxrt")
 
 
-def medians(parts: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Milliseconds of each; the parts take turns, so that clocks are the same for all."""
-    times: dict[str, list[float]] = {name: [] for name in parts}
-    for run in parts.values():
-        until, count = time.perf_counter() + WARM_S, 0
-        while count < WARM or time.perf_counter() < until:
-            run()
-            count += 1
-    for _ in range(TURNS):
-        for name, run in parts.items():
-            for _ in range(SETTLE):
-                run()
-            for _ in range(RUNS // TURNS):
-                start = time.perf_counter()
-                run()
-                times[name].append(time.perf_counter() - start)
-    return {name: round(statistics.median(took) * 1e3, 4) for name, took in times.items()}
+def median(run: Callable[[], Any]) -> float:
+    """Milliseconds, after so long a time at work that clocks are steady."""
+    until, count = time.perf_counter() + WARM_S, 0
+    while count < WARM or time.perf_counter() < until:
+        run()
+        count += 1
+    times = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return round(statistics.median(times) * 1e3, 4)
 
 
 def bench(name: str, batch: int, precision: str, peers: list[str], count: int) -> dict[str, Any]:
@@ -115,7 +109,8 @@ def engine(
     found = context._replays.find(given) if context._replays is not None else None
     if found is not None:
         parts["graph_ms"] = found[0].launcher(found[1])
-    row |= medians(parts)
+    for part, run in parts.items():
+        row[part] = median(run)
     program: Any = context._program
     row["on_host"] = program.on_host
     stretch = program.whole()
@@ -138,8 +133,8 @@ def time_peer(
         made = gpu_peers.torch_compile(model, samples[0])
     else:
         made = gpu_peers.onnxruntime_cuda(model, samples[0], folder)
-    row = medians({f"{peer}_ms": made.run})
-    return {**row, f"{peer}_error": mean_error(map(made.on, samples), truth)}
+    error = mean_error(map(made.on, samples), truth)
+    return {f"{peer}_ms": median(made.run), f"{peer}_error": error}
 
 
 def mean_error(results: Iterator[Any], truth: list[Any]) -> float:
