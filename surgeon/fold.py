@@ -200,6 +200,8 @@ def predicted_bytes(node: Node, inputs: Sequence[Any]) -> int | None:
             continue
         shape, dtype = value.shape, value.dtype
         if shape is None or dtype is None or not all(isinstance(d, int) for d in shape):
+            if not all(isinstance(v, np.ndarray) for v in inputs):
+                return None  # a sequence, or nothing
             try:
                 return _growing(node, inputs)
             except (TypeError, ValueError, IndexError, OverflowError):

@@ -15,6 +15,7 @@ from polytool.backends.native.ops.registry import (
     shape,
     upgrade,
 )
+from polytool.errors import RunnerError
 from polytool.tensors import DType
 
 Ints = Sequence[int]
@@ -253,13 +254,14 @@ def lrn(
     xp: Any, x: Array, *, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0, size: int
 ) -> Array:
     """Divide by a power of the mean square over `size` neighbouring channels."""
-    if x.size == 0:  # or a hostile `size` would be a loop without an end
-        return x
-    channels, before = x.shape[1], (size - 1) // 2
-    squares = xp.zeros((x.shape[0], channels + size - 1, *x.shape[2:]), dtype=x.dtype)
+    channels = x.shape[1]
+    if size < 1:
+        raise RunnerError(f"LRN cannot add up {size} channels")
+    before, after = (min(n, channels) for n in ((size - 1) // 2, size // 2))
+    squares = xp.zeros((x.shape[0], before + channels + after, *x.shape[2:]), dtype=x.dtype)
     squares[:, before : before + channels] = x * x
     total = xp.zeros_like(x)
-    for offset in range(size):
+    for offset in range(before + after + 1):
         total += squares[:, offset : offset + channels]
     return x / (bias + alpha / size * total) ** beta
 
