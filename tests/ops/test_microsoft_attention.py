@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from polytool.errors import PolytoolError
-from tests.ops.one_node import check, micro, native
+from tests.ops.one_node import Case, check, micro, native, onnxruntime
 
 Array = np.ndarray[Any, Any]
 pytestmark = pytest.mark.ort
@@ -188,8 +188,132 @@ def test_what_is_not_implemented_says_so() -> None:
     x, w = floats(BATCH, LENGTH, WIDTH), floats(WIDTH, 3 * WIDTH)
     with pytest.raises(PolytoolError, match="runs on CUDA only"):
         native(micro("Attention", x, w, num_heads=HEADS, do_rotary=1))
-    options = {"num_heads": HEADS, "kv_num_heads": SHARED, "local_window_size": 4}
-    with pytest.raises(PolytoolError, match="sliding_window_cache"):
-        native(
-            micro("GroupQueryAttention", *group_inputs("token"), sliding_window_cache=1, **options)
+    heads: dict[str, Any] = {"num_heads": HEADS, "kv_num_heads": SHARED}
+    scales = [np.float32([0.1])] * 2
+    with pytest.raises(PolytoolError, match="cache of 2 bits"):
+        quantised = (*group_inputs("token"), *[None] * 5, *scales)
+        native(micro("GroupQueryAttention", *quantised, kv_cache_bit_width=2, **heads))
+
+
+def valid(case: Case, lengths: list[int], kept: list[int]) -> tuple[Any, Any]:
+    """What both engines give, without the rows that the operator leaves unspecified."""
+    want = onnxruntime(case)
+    assert want is not None, f"ONNX Runtime refuses {case}"
+    return tuple(  # type: ignore[return-value]  # two of them
+        [
+            np.concatenate([x[b, :n].ravel() for b, n in enumerate(lengths)]),
+            *(
+                np.concatenate([cache[b, :, :n].ravel() for b, n in enumerate(kept)])
+                for cache in caches
+            ),
+        ]
+        for x, *caches in (native(case), want)
+    )
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize(
+    ("before", "new"), [([0, 0], [3, 5]), ([2, 4], [5, 1]), ([5, 3], [0, 2])], ids=str
+)
+def test_padded_chunks_of_group_query_attention(
+    before: list[int], new: list[int], window: int | None
+) -> None:
+    """Of six cached rows the window of four keeps what ONNX Runtime keeps."""
+    batch, length, cache = 2, 5, 6 if window else 12
+    query = floats(batch, length, HEADS * WIDE)
+    both = [floats(batch, length, SHARED * WIDE, seed=s) for s in (1, 2)]
+    old = [floats(batch, SHARED, cache, WIDE, seed=s) for s in (3, 4)]
+    totals = [b + n for b, n in zip(before, new, strict=True)]
+    options: dict[str, Any] = {"num_heads": HEADS, "kv_num_heads": SHARED, "do_rotary": 1}
+    kept = totals
+    if window:
+        options |= {"local_window_size": window, "sliding_window_cache": 1}
+        kept = [t if t <= cache else t - 3 * -((cache - t) // 3) for t in totals]
+    case = micro(
+        "GroupQueryAttention",
+        *(query, *both, *old, int32([t - 1 for t in totals]), int32(max(totals))),
+        *(floats(32, WIDE // 2, seed=s) for s in (0, 1)),
+        *[None] * 7,
+        int32(new),
+        outputs=3,
+        **options,
+    )
+    got, want = valid(case, new, kept)
+    for ours, theirs in zip(got, want, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", ["token", "chunk", "cache that grows"])
+def test_a_cache_of_the_size_of_the_window(step: str) -> None:
+    query, k, v, *_ = group_inputs(step)
+    batch, length = query.shape[:2]
+    for total in range(length + 1, 20):
+        old = [floats(batch, SHARED, 6, WIDE, seed=s) for s in (3, 4)]
+        case = micro(
+            "GroupQueryAttention",
+            *(query, k, v, *old, int32([total - 1] * batch), int32(total)),
+            outputs=3,
+            num_heads=HEADS,
+            kv_num_heads=SHARED,
+            local_window_size=4,
+            sliding_window_cache=1,
         )
+        kept = total if total <= 6 else total - 3 * -((6 - total) // 3)
+        got, want = valid(case, [length] * batch, [kept] * batch)
+        for ours, theirs in zip(got, want, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["PER_TENSOR", "PER_CHANNEL"])
+@pytest.mark.parametrize(
+    ("bits", "step"), [(4, "token"), (4, "chunk"), (8, "token"), (8, "chunk"), (8, "window")]
+)
+def test_quantised_caches_of_group_query_attention(bits: int, kind: str, step: str) -> None:
+    query, k, v, old, _, lengths, total = group_inputs("token" if step == "window" else step)
+    rng = np.random.default_rng(bits)
+    rows = (*old.shape[:3], WIDE * bits // 8)
+    caches = [rng.integers(0, 256, rows).astype(np.uint8) for _ in range(2)]
+    shape = (1,) if kind == "PER_TENSOR" else (1, SHARED, 1, WIDE)
+    scales = [rng.uniform(0.02, 0.1, shape).astype(np.float32) for _ in range(2)]
+    options = {"num_heads": HEADS, "kv_num_heads": SHARED}
+    if step == "window":
+        options |= {"local_window_size": 4, "sliding_window_cache": 1}
+    case = micro(
+        "GroupQueryAttention",
+        *(query, k, v, *(c.view(np.int8) if bits == 8 else c for c in caches), lengths, total),
+        *(*[None] * 5, *scales),
+        outputs=3,
+        kv_cache_bit_width=bits,
+        k_quant_type=kind,
+        v_quant_type=kind,
+        **options,
+    )
+    got, want = valid(case, [query.shape[1]] * len(query), [n + 1 for n in lengths])
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(got[1:], want[1:], strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_norms_of_queries_and_keys() -> None:
+    """ONNX Runtime has them on CUDA only: held against norms before the operator."""
+    inputs = group_inputs("token")
+    caches = [floats(32, WIDE // 2, seed=s) for s in (0, 1)]
+    weights = [floats(WIDE, seed=s) for s in (5, 6)]
+    options = {"num_heads": HEADS, "kv_num_heads": SHARED, "do_rotary": 1}
+    fused = micro(
+        "GroupQueryAttention",
+        *(*inputs, *caches, *[None] * 5, *weights),
+        outputs=3,
+        k_norm_epsilon=1e-3,
+        **options,
+    )
+    apart = list(inputs)
+    for i, epsilon in ((0, 1e-6), (1, 1e-3)):
+        x = inputs[i].reshape(BATCH, 1, -1, WIDE)
+        x = x / np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(epsilon)) * weights[i]
+        apart[i] = x.reshape(inputs[i].shape)
+    want = onnxruntime(micro("GroupQueryAttention", *apart, *caches, outputs=3, **options))
+    assert want is not None
+    for ours, theirs in zip(native(fused), want, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
