@@ -189,10 +189,11 @@ int cuLaunchKernelEx(const Config* c, void* f, void** arguments, void**) { NEEDS
     return 0;
 }
 // what emulator.h wants to know of a matrix, in place of what the hardware does
-int cuTensorMapEncodeTiled(uint64_t* map, int type, unsigned, uint64_t at, const uint64_t* sizes,
+int cuTensorMapEncodeTiled(uint64_t* map, int type, unsigned rank, uint64_t at, const uint64_t* sizes,
                            const uint64_t* pitch, const unsigned* box, const unsigned*, int, int, int, int) {
     uint64_t item = type == 0 ? 1 : type == 7 ? 4 : 2;
-    uint64_t words[] = {at, sizes[1], sizes[0], pitch[0] / item, item, box[1], box[0]};
+    uint64_t words[10] = {at, sizes[1], sizes[0], pitch[0] / item, item, box[1], box[0]};
+    for (unsigned i = 2; i < rank; i++) words[5 + i] = pitch[i - 1] / item;
     memcpy(map, words, sizeof words);
     return 0;
 }

@@ -129,7 +129,8 @@ class Emulator:
 
 def _map(arg: TensorMap, address: int) -> ctypes.Array[ctypes.c_ulonglong]:
     item = arg.dtype.numpy.itemsize
-    words = (address, arg.rows, arg.columns, arg.pitch, item, arg.box_rows, arg.box_columns)
+    steps = (step for _, step in arg.outer)
+    words = (address, arg.rows, arg.columns, arg.pitch, item, arg.box_rows, arg.box_columns, *steps)
     return (ctypes.c_ulonglong * 16)(*words)
 
 

@@ -43,7 +43,7 @@ emu_switch:
 )");
 
 namespace emu {
-enum State { READY, SPIN, BLOCK, WARP, CLUSTER, DONE };
+enum State { READY, SPIN, BLOCK, WARP, WARPGROUP, CLUSTER, DONE };
 struct Copy { void* to; const void* from; bool valid; int group; };
 struct Fibre {
     void* sp;
@@ -102,6 +102,8 @@ inline bool release() {
         group(c, c + block_threads, BLOCK);
         for (size_t w = 0; w < (size_t)block_threads; w += 32)
             group(c + w, c + std::min<size_t>(w + 32, block_threads), WARP);
+        for (size_t w = 0; w < (size_t)block_threads; w += 128)
+            group(c + w, c + std::min<size_t>(w + 128, block_threads), WARPGROUP);
     }
     group(0, fibres.size(), CLUSTER);
     return progress;
@@ -369,6 +371,12 @@ struct bfloat_t;
             settle(p);                                                                            \
         }                                                                                         \
     }                                                                                             \
+    inline void load_box(void* to, const tensor_map* m, int x, int y, int z, int w, u64* b) {     \
+        tensor_map one = *m;                                                                      \
+        one.at += (z * one.rest[0] + w * one.rest[1]) * one.item;                                 \
+        load_box<1>(to, &one, x, y, b);                                                           \
+    }                                                                                             \
+    inline void group_sync(int) { emu::pause(emu::WARPGROUP); }                                   \
     inline void prefetch_map(const tensor_map*) {}                                                \
     template <int N> void more_registers() {}                                                     \
     template <int N> void fewer_registers() {}                                                    \

@@ -8,7 +8,12 @@ from polytool.backends.native.cuda.buffers import View
 from polytool.backends.native.cuda.library import attention_request
 from polytool.backends.native.cuda.recorder import Recorder, given, lowering
 from polytool.backends.native.kernels import attention as attention_kernels
-from polytool.backends.native.kernels.attention_group import HEADS, AttentionGroup, forms
+from polytool.backends.native.kernels.attention_group import (
+    HEADS,
+    AttentionGroup,
+    addressable,
+    forms,
+)
 from polytool.backends.native.kernels.source import SHARED_LIMIT
 from polytool.backends.native.network import Layer
 from polytool.errors import UnsupportedError
@@ -63,7 +68,8 @@ def attention(rec: Recorder, layer: Layer) -> None:
         attention_kernels.Attention(q.dtype, size, mask_dtype, causal, form, mask_rows, mask_pairs)
         for form in (*attention_kernels.FORMS, *fitting)
     ]
-    if size in HEADS and (mask is None or not mask_rows or mask_pairs):
+    matched = mask is None or not mask_rows or mask_pairs
+    if size in HEADS and matched and addressable(layout):
         in_rows_of = mask_dtype if mask_rows else None
         kernels += [
             AttentionGroup(q.dtype, size, mask_dtype, causal, form, in_rows_of is not None)

@@ -14,6 +14,7 @@ from polytool.backends.native.kernels.source import (
     Call,
     Kernel,
     Plan,
+    TensorMap,
     assemble,
     item_size,
 )
@@ -82,6 +83,7 @@ class AttentionGroup:
         """Bytes of dynamic shared memory for so many keys: two tiles of them, one if it is all."""
         groups, tile = self.form
         tiles = (groups * 64 + (2 if keys <= tile else 4) * tile) * self.head * 2
+        tiles += 4 * 8  # barriers
         staged = self.mask is not None and not self.mask_rows
         return tiles + (-(-keys // tile) * tile * 4 if staged else 0)
 
@@ -121,9 +123,39 @@ class AttentionGroup:
     def plan(self, layout: Layout) -> Plan:
         """The launch. Buffers: Q, K, V, the mask if there is one, the output."""
         masked = self.mask is not None
-        args = (Buffer(0), Buffer(1), Buffer(2), Buffer(4 if masked else 3), argument(layout))
+        rows, tile = self.form[0] * 64, self.form[1]
+        args = (
+            self._map(0, layout.q, (layout.queries, layout.heads, layout.batch), rows),
+            self._map(1, layout.k, (layout.keys, layout.kv_heads, layout.batch), tile),
+            self._map(2, layout.v, (layout.keys, layout.kv_heads, layout.batch), tile),
+            Buffer(4 if masked else 3),
+            argument(layout),
+        )
         grid = (-(-layout.queries // (self.form[0] * 64)), layout.heads, layout.batch)
         block = (self.threads, 1, 1)
         shared = self.shared(layout.keys)
         call = Call(self.kernel, grid, block, (*args, Buffer(3)) if masked else args, shared)
         return Plan((call,), name="attention_group " + "x".join(map(str, self.form)))
+
+    def _map(
+        self, index: int, steps: tuple[int, int, int], sizes: tuple[int, int, int], box: int
+    ) -> TensorMap:
+        batch, head, row = (
+            s if n > 1 else self.head for s, n in zip(steps, sizes[::-1], strict=True)
+        )
+        outer = ((sizes[1], head), (sizes[2], batch))
+        return TensorMap(index, self.dtype, sizes[0], self.head, row, box, 64, outer)
+
+
+def addressable(layout: Layout) -> bool:
+    """Whether nothing is broadcast along batch, head or rows: boxes cannot be."""
+    sizes = (
+        (layout.batch, layout.heads, layout.queries),
+        (layout.batch, layout.kv_heads, layout.keys),
+    )
+    pairs = [
+        *zip(layout.q, sizes[0], strict=True),
+        *zip(layout.k, sizes[1], strict=True),
+        *zip(layout.v, sizes[1], strict=True),
+    ]
+    return all(step > 0 or size == 1 for step, size in pairs)

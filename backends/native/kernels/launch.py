@@ -193,16 +193,19 @@ def _encode(arg: TensorMap, address: int) -> ctypes.Array[ctypes.c_ulonglong]:
     skip = -ctypes.addressof(raw) % 64 // 8
     aligned = (ctypes.c_ulonglong * 16).from_buffer(raw, skip * 8)
     item = arg.dtype.numpy.itemsize
+    rank, ones = 2 + len(arg.outer), (1,) * len(arg.outer)
     driver.call(
         "cuTensorMapEncodeTiled",
         aligned,
         ctypes.c_int(_MAP_TYPES[arg.dtype]),
-        ctypes.c_uint(2),
+        ctypes.c_uint(rank),
         address,
-        (ctypes.c_ulonglong * 2)(arg.columns, arg.rows),
-        (ctypes.c_ulonglong * 1)(arg.pitch * item),
-        (ctypes.c_uint * 2)(arg.box_columns, arg.box_rows),
-        (ctypes.c_uint * 2)(1, 1),
+        (ctypes.c_ulonglong * rank)(arg.columns, arg.rows, *(size for size, _ in arg.outer)),
+        (ctypes.c_ulonglong * (rank - 1))(
+            *(s * item for s in (arg.pitch, *(s for _, s in arg.outer)))
+        ),
+        (ctypes.c_uint * rank)(arg.box_columns, arg.box_rows, *ones),
+        (ctypes.c_uint * rank)(1, 1, *ones),
         ctypes.c_int(0),
         ctypes.c_int(_SWIZZLE_128),
         ctypes.c_int(_PROMOTE_256),

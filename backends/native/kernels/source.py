@@ -117,13 +117,15 @@ class Buffer:
 
 @dataclass(frozen=True)
 class TensorMap:
-    """A launch argument that describes boxes of a row-major matrix, in the 128-byte swizzle.
+    """A launch argument that describes boxes of row-major matrices, in the 128-byte swizzle.
 
     Attributes:
-        index: of the buffer that holds the matrix.
+        index: of the buffer that holds the matrices.
         pitch: elements from row to row.
         box_rows: rows of a box, at most 256.
         box_columns: elements of its rows, 128 bytes.
+        outer: how many matrices there are along further dimensions, at most three, the innermost
+            first, and the elements between them; a box lies in one matrix.
     """
 
     index: int
@@ -133,6 +135,7 @@ class TensorMap:
     pitch: int
     box_rows: int
     box_columns: int
+    outer: tuple[tuple[int, int], ...] = ()
 
 
 Argument = Any

@@ -9,7 +9,7 @@
 struct attention_shape {
     int queries, keys, group, causal_offset;
     float scale;
-    i64 q[3], k[3], v[3], o[3];  // strides of batch, head, row
+    i64 q[3], k[3], v[3], o[3];  // strides of batch, head, row; only those of the output are used here
     i64 mask[4];                 // and of the column
 };
 
@@ -21,21 +21,7 @@ DEVICE unsigned char* swizzled(unsigned char* tile, int row, int chunk) {
     return tile + row * 128 + ((chunk ^ (row & 7)) << 4);
 }
 
-// rows that are not there become zeros
-template <int ROWS> DEVICE void load_tile(unsigned char* tile, const T* from, i64 row_stride, int valid) {
-    constexpr int at_once = THREADS / 8;
-    const int chunk = threadIdx.x & 7, row = threadIdx.x >> 3;
-    const shared_place to = place_of(swizzled(tile, row, chunk));  // further rows are multiples of eight away
-    from += row * row_stride + chunk * 8;
-#pragma unroll
-    for (int r = 0; r < ROWS; r += at_once)
-        if (ROWS % at_once == 0 || row + r < ROWS)
-#pragma unroll
-            for (int p = 0; p < PANELS; p++)
-                copy_async16(to + (p * ROWS + r) * 128, from + r * row_stride + p * 64, row + r < valid);
-}
-
-GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const T* q, const T* k, const T* v, T* o, attention_shape g
+GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map q, const __grid_constant__ tensor_map k, const __grid_constant__ tensor_map v, T* o, attention_shape g
 #if MASK
     , const T_MASK* mask
 #endif
@@ -44,36 +30,46 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const T* q, const T* k, const T* v, T* o, a
     release_successor();
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, group = warp >> 2;
     const int first = blockIdx.x * GROUPS * 64, head = blockIdx.y, batch = blockIdx.z;
-    q += batch * g.q[0] + head * g.q[1] + first * g.q[2];
-    k += batch * g.k[0] + head / g.group * g.k[1];
-    v += batch * g.v[0] + head / g.group * g.v[1];
     o += batch * g.o[0] + head * g.o[1] + first * g.o[2];
     const int QUERY_BYTES = GROUPS * 64 * HEAD * 2, TILE_BYTES = BC * HEAD * 2;
     unsigned char* tile_q = shared;
     unsigned char* tiles = shared + QUERY_BYTES;  // K and V, of as many tiles as there are, at most two
+    u64* there = (u64*)(tiles + (g.keys > BC ? 4 : 2) * TILE_BYTES);  // K, V of the one tile, then of the other
     int last = g.keys;
     if (CAUSAL) last = max(0, min(last, first + GROUPS * 64 + g.causal_offset));
     const int steps = (last + BC - 1) / BC;
-#if MASK && !MASK_ROWS
-    float* added = (float*)(tiles + (g.keys > BC ? 4 : 2) * TILE_BYTES);  // in units of log2
-#endif
+    if (tid == 0) {
+        prefetch_map(&q);
+        prefetch_map(&k);
+        prefetch_map(&v);
+        for (int i = 0; i < 4; i++) barrier_init(there + i, 1);
+        barrier_publish();
+    }
+    __syncthreads();
+    wait_predecessor();
+    // rows that are not there become zeros
+    auto load = [&](unsigned char* tile, const tensor_map* map, int rows, int row, int from, u64* b) {
+#pragma unroll
+        for (int p = 0; p < PANELS; p++) load_box(tile + p * rows * 128, map, p * 64, row, from, batch, b);
+    };
     auto load_keys = [&](int step) {
-        load_tile<BC>(tiles + (step & 1) * 2 * TILE_BYTES, k + (i64)step * BC * g.k[2], g.k[2], g.keys - step * BC);
+        u64* b = there + (step & 1) * 2;
+        barrier_expect(b, TILE_BYTES + (step ? 0 : QUERY_BYTES));
+        if (!step) load(tile_q, &q, GROUPS * 64, first, head, b);
+        load(tiles + (step & 1) * 2 * TILE_BYTES, &k, BC, step * BC, head / g.group, b);
     };
     auto load_values = [&](int step) {
-        load_tile<BC>(tiles + ((step & 1) * 2 + 1) * TILE_BYTES, v + (i64)step * BC * g.v[2], g.v[2], g.keys - step * BC);
+        u64* b = there + (step & 1) * 2 + 1;
+        barrier_expect(b, TILE_BYTES);
+        load(tiles + ((step & 1) * 2 + 1) * TILE_BYTES, &v, BC, step * BC, head / g.group, b);
     };
-    wait_predecessor();
-    load_tile<GROUPS * 64>(tile_q, q, g.q[2], g.queries - first);
-    if (steps) load_keys(0);
-    copy_commit();
-    if (steps) load_values(0);
-    copy_commit();
-    if (steps > 1) load_keys(1);
-    copy_commit();
-    if (steps > 1) load_values(1);
-    copy_commit();
+    if (tid == 0)
+        for (int step = 0; step < min(steps, 2); step++) {
+            load_keys(step);
+            load_values(step);
+        }
 #if MASK && !MASK_ROWS
+    float* added = (float*)(there + 4);  // in units of log2
     for (int c = tid; c < g.keys; c += THREADS) {
         const T_MASK m = mask[batch * g.mask[0] + head * g.mask[1] + c * g.mask[3]];
 #if MASK == 1
@@ -82,6 +78,7 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const T* q, const T* k, const T* v, T* o, a
         added[c] = m ? 0.0f : -INFINITY;
 #endif
     }
+    __syncthreads();
 #endif
 
     const float unit = g.scale * LOG2E;
@@ -91,9 +88,7 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const T* q, const T* k, const T* v, T* o, a
     for (int step = 0; step < steps; step++) {
         unsigned char* tile_k = tiles + (step & 1) * 2 * TILE_BYTES;
         unsigned char* tile_v = tile_k + TILE_BYTES;
-        copy_wait<3>();
-        fence_matrix_units();
-        __syncthreads();
+        barrier_wait(there + (step & 1) * 2, step >> 1 & 1);
         float s[BC / 8][4];
         group_begin();
 #pragma unroll
@@ -192,9 +187,7 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const T* q, const T* k, const T* v, T* o, a
             weights[j / 2][j % 2 * 2 + 1] = PACK(s[j][2], s[j][3]);
         }
 
-        copy_wait<2>();
-        fence_matrix_units();
-        __syncthreads();
+        barrier_wait(there + (step & 1) * 2 + 1, step >> 1 & 1);
 #pragma unroll
         for (int p = 0; p < PANELS; p++)
 #pragma unroll
@@ -218,14 +211,12 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const T* q, const T* k, const T* v, T* o, a
                 for (int e = 0; e < 4; e++) pin(acc[p][i][e]);
         if (step + 2 < steps) {
             __syncthreads();
-            load_keys(step + 2);
-            copy_commit();
-            load_values(step + 2);
-        } else
-            copy_commit();
-        copy_commit();
+            if (tid == 0) {
+                load_keys(step + 2);
+                load_values(step + 2);
+            }
+        }
     }
-    copy_wait<0>();
     if (!steps)
 #pragma unroll
         for (int p = 0; p < PANELS; p++)
@@ -234,8 +225,7 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const T* q, const T* k, const T* v, T* o, a
 #pragma unroll
                 for (int e = 0; e < 4; e++) acc[p][i][e] = 0;
 
-    // through the queries' place, where nobody else reads this warp's rows, so that whole vectors are stored
-    if (!steps) __syncthreads();
+    group_sync(group + 1);  // through the queries' place, so that whole vectors are stored
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         total[h] += __shfl_xor_sync(0xffffffffu, total[h], 1);

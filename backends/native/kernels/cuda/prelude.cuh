@@ -124,6 +124,13 @@ template <int BLOCKS> DEVICE void load_box(void* to, const tensor_map* map, int 
                      :: "r"(shared_address(to)), "l"(map), "r"(x), "r"(y), "r"(shared_address(b)),
                         "h"((u16)((1 << BLOCKS) - 1)) : "memory");
 }
+// of the matrix z, w
+DEVICE void load_box(void* to, const tensor_map* map, int x, int y, int z, int w, u64* b) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
+                 :: "r"(shared_address(to)), "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(shared_address(b)) : "memory");
+}
+// the threads of one warpgroup; others have other numbers, from 1 on
+DEVICE void group_sync(int number) { asm volatile("bar.sync %0, 128;" :: "r"(number) : "memory"); }
 DEVICE void prefetch_map(const tensor_map* map) { asm volatile("prefetch.tensormap [%0];" :: "l"(map) : "memory"); }
 template <int N> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N)); }
 template <int N> DEVICE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N)); }
