@@ -9,6 +9,7 @@ import pytest
 from polytool import NativeRunner
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.parser import parse
+from polytool.backends.native.passes.fuse_epilogue import fuse_epilogues
 from polytool.backends.native.passes.fuse_residual_norm import fuse_residual_norms
 from polytool.model import load
 
@@ -23,6 +24,7 @@ WEIGHTS = {
     "down": RNG.standard_normal((32, 16)) / 5,
 }
 TWO = "float[N,5,16] x, float[N,5,16] r"
+OUT_LARGE = "float[{0},16] y, float[{0},16] s"
 NORM = "s = Add(x, r) y = LayerNormalization(s, g, b)"
 
 
@@ -303,3 +305,29 @@ def test_bodies_are_rewritten_too():
             proto.graph.initializer.append(array)
     network = NativeRunner(proto, device="cpu").engine.network
     assert "residual_norm" in [layer.kind for _, layer in network.walk()]
+
+
+@pytest.mark.parametrize(("width", "kinds"), [(1 << 18, ["gemm", "LayerNormalization"]),
+                                              (1 << 17, ["gemm", "residual_norm"])])  # fmt: skip
+def test_a_large_sum_that_is_stored_stays_with_its_product(width, kinds):
+    body = "p = MatMul(x, m) q = Add(p, b) s = Add(r, q) y = LayerNormalization(s, g, b)"
+    proto = build(body, f"float[{width},16] x, float[{width},16] r", OUT_LARGE.format(width))
+    network = parse(load(proto))
+    result = fuse_residual_norms(network, BuilderConfig())
+    fuse_epilogues(network, BuilderConfig())
+    assert [layer.kind for layer in network.layers] == kinds
+    assert result.changed == (kinds[1] == "residual_norm")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "p = MatMul(x, m) s = Add(r, p) y = LayerNormalization(s, g, b)",  # nobody else reads it
+        "p = Relu(x) s = Add(r, p) y = LayerNormalization(s, g, b) t = Neg(s)",  # no product
+        "p = MatMul(x, m) s = Add(r, p) y = LayerNormalization(s, g, b) t = Add(s, p)",
+    ],
+)
+def test_a_large_sum_joins_its_norm_where_no_product_could_store_it(body):
+    outputs = "float[262144,16] y" + (", float[262144,16] t" if "t =" in body else "")
+    network = parse(load(build(body, "float[262144,16] x, float[262144,16] r", outputs)))
+    assert fuse_residual_norms(network, BuilderConfig()).changed == 1

@@ -16,7 +16,7 @@ from polytool.backends.native.network import Layer, Network, Node, Tensor
 from polytool.backends.native.passes.result import PassResult
 from polytool.backends.native.passes.sizes import Sizes
 
-_ANCHORS = {
+ANCHORS = {
     "Conv": "conv",
     "ConvTranspose": "deconv",
     "Gemm": "gemm",
@@ -25,6 +25,7 @@ _ANCHORS = {
     "ConvInteger": "conv_integer",
     "MatMulInteger": "gemm_integer",
 }
+"""What takes the pointwise operators behind it, and the kind of layer that it becomes."""
 _LONGEST = 24
 
 
@@ -68,8 +69,8 @@ def _kind(layer: Layer) -> str | None:
     node = layer.nodes[0]
     if len(layer.nodes) > 1 or len(layer.outputs) != 1:
         return None
-    if node.op in _ANCHORS:
-        return _ANCHORS[node.op]
+    if node.op in ANCHORS:
+        return ANCHORS[node.op]
     return "pointwise" if _is_pointwise(node) else None
 
 

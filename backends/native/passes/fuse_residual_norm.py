@@ -11,7 +11,8 @@ A residual stream gains an error with each sum that is stored. One that only the
 reads is added up again there, which reads and writes as much as storing it.
 
 Refused: addends that are constants or not surely of one shape (an Add of a bias stays with its
-product), two precisions, a mean or deviation that is asked for.
+product), two precisions, a mean or deviation that is asked for, a sum that is stored and large and
+that a product's epilogue could add up: a GPU moves it through memory once less then.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from dataclasses import replace
 
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.network import Layer, Network, Node, Tensor
+from polytool.backends.native.passes.fuse_epilogue import ANCHORS
 from polytool.backends.native.passes.result import PassResult
 from polytool.backends.native.passes.sizes import Sizes
 
 _NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 _ADDS = 2  # of one layer
+_LARGE = 1 << 22  # elements from which on several tensors of a layer do not stay in a GPU's cache
 
 
 def fuse_residual_norms(network: Network, config: BuilderConfig) -> PassResult:
@@ -51,6 +54,7 @@ def _adds(layer: Layer) -> list[Node]:
 def _fuse(graph: Network, sizes: Sizes, result: PassResult) -> None:
     readers, leaving = graph.consumers(), {*graph.outputs}
     places = {t: i for i, layer in enumerate(graph.layers) for t in layer.outputs}
+    products = _Products(graph, readers)
     fused: dict[Layer, Layer | None] = {}  # what stands for a layer; None: it joined an earlier one
     streams: dict[Tensor, Layer] = {}  # sums that one layer besides the normalisation reads
     for index, layer in enumerate(graph.layers):
@@ -66,8 +70,12 @@ def _fuse(graph: Network, sizes: Sizes, result: PassResult) -> None:
             result.refused.append(f"{layer.name}: {reason}")
             continue
         total, leaves = layer.outputs[0], layer.outputs[0] in leaving
+        kept = leaves or len(reading) > 1
+        if kept and sizes.elements(total) >= _LARGE and any(map(products.feed, layer.inputs)):
+            result.refused.append(f"{layer.name}: the sum is large, and stays with its product")
+            continue
         joined = [after, *_cast(after.outputs[0], readers, leaving)]
-        stored = [total] if leaves or len(reading) > 1 else []
+        stored = [total] if kept else []
         nodes = [*_summed(add, streams), *(x.nodes[0] for x in joined)]
         whole = Layer("residual_norm", nodes, [*stored, *joined[-1].outputs])
         if not leaves and len(reading) == 2 and len(_adds(whole)) < _ADDS:
@@ -96,6 +104,27 @@ def _refusal(add: Node, norm: Node, sizes: Sizes) -> str | None:
     if not sizes.same(a, b):
         return "the addends are not surely of one shape"
     return None
+
+
+class _Products:
+    """Knows what only an Add reads of a product, be it behind pointwise operators."""
+
+    def __init__(self, graph: Network, readers: dict[Tensor, list[Layer]]) -> None:
+        self._makers = {t: layer for layer in graph.layers for t in layer.outputs}
+        self._readers = readers
+
+    def feed(self, tensor: Tensor) -> bool:
+        """Whether a product's epilogue could add to `tensor` before it is stored."""
+        while tensor in self._makers and len(self._readers[tensor]) == 1:
+            node = self._makers[tensor].nodes[0]
+            if node.op in ANCHORS:
+                return True
+            computed = [t for t in node.inputs if t is not None and t.constant is None]
+            pointwise = node.operator is not None and node.operator.pointwise
+            if not pointwise or len(computed) != 1:
+                return False
+            (tensor,) = computed
+        return False
 
 
 def _cast(

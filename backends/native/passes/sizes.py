@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 from polytool.backends.native.config import BuilderConfig
@@ -32,6 +33,13 @@ class Sizes:
             return all(_within(a, b) for a, b in pairs)
         constant = tensor.constant
         return _within(constant.shape if constant is not None else tensor.shape, into.shape)
+
+    def elements(self, tensor: Tensor) -> int:
+        """The most elements that `tensor` has in what was probed; 0 where that is not known."""
+        if tensor.spec.is_static and tensor.shape is not None:
+            return math.prod(d for d in tensor.shape if isinstance(d, int))
+        found = [p.shape(tensor) for p in self._passes]
+        return max((math.prod(shape) for shape in found if shape is not None), default=0)
 
     def same(self, a: Tensor, b: Tensor) -> bool:
         """Whether two tensors surely have one shape."""
