@@ -22,7 +22,7 @@ from polytool.backends.native.network import (
     ValueOf,
 )
 from polytool.backends.native.numerics import PRECISIONS
-from polytool.backends.native.types import output_dtypes
+from polytool.backends.native.types import most_outputs, output_dtypes
 from polytool.tensors import DType
 
 JSON = dict[str, Any]
@@ -233,7 +233,10 @@ def _check_order(network: Network, outer: set[Tensor]) -> None:
                     raise ValueError(f"node {node.op} reads {tensor.name!r} before it is there")
             for body in node.bodies.values():
                 _check_order(body, {t for t in node.reads() if t.constant is None})
-            made.update(node.writes())
+            for tensor in node.writes():
+                if tensor in made or tensor in known:
+                    raise ValueError(f"tensor {tensor.name!r} is made twice")
+                made.add(tensor)
         if not set(layer.outputs) <= made:
             raise ValueError(f"layer {layer.name!r} stores what none of its nodes produces")
         known.update(layer.outputs)
@@ -243,7 +246,10 @@ def _check_order(network: Network, outer: set[Tensor]) -> None:
 
 
 def _check_types(node: Node) -> None:
-    """No type is missing that the inputs decide."""
+    """No type is missing that the inputs decide, and there are no more outputs than it has."""
+    most = most_outputs(node.domain, node.op, node.version)
+    if most is not None and len(node.outputs) > most:
+        raise ValueError(f"node {node.op} has {len(node.outputs)} outputs, not {most}")
     given = [None if t is None else t.dtype for t in node.inputs]
     found = output_dtypes(node.domain, node.op, node.version, given, len(node.outputs), node.attrs)
     for tensor, dtype in zip(node.outputs, found, strict=True):
@@ -266,6 +272,8 @@ def _check_bodies(node: Node) -> None:
         fits = fits and len(node.bodies["body"].outputs) >= max(carried, returned) + 1
     else:
         fits = set(node.bodies) == {"body"} and 1 <= node.attrs["num_scan_inputs"] <= given
+        fits = fits and len(node.bodies["body"].inputs) == given - (node.version < 9)
+        fits = fits and len(node.bodies["body"].outputs) >= returned
     if not fits:
         raise ValueError(f"the bodies of a node {node.op} do not fit its inputs and outputs")
 

@@ -94,6 +94,13 @@ def output_dtypes(
 
 
 @cache
+def most_outputs(domain: str, op: str, version: int) -> int | None:
+    """How many outputs ONNX allows; None where it says nothing."""
+    schema = _schema(domain, op, version)
+    return None if schema is None else int(schema.max_output)
+
+
+@cache
 def _allowed(domain: str, op: str, version: int, index: int) -> tuple[str, ...]:
     """The types that ONNX allows for an input, as `tensor(float)`; none where it says nothing."""
     schema = _schema(domain, op, version)
@@ -122,8 +129,10 @@ def misfit(node: Any, index: int, container: str, dtype: DType | None) -> str | 
     allowed = _allowed(node.domain, node.op, node.version, index)
     tensors = [t for t in allowed if t.startswith("tensor(")]
     if container == "sequence":
-        wrong = len(tensors) == len(allowed) and bool(allowed or node.domain == "com.microsoft")
-        return "takes tensors, but {} is a sequence" if wrong else None
+        wrong = node.domain == "com.microsoft"
+        if allowed:
+            wrong = not any("seq(" in t for t in allowed)
+        return "takes no sequence, but {} is one" if wrong else None
     if not allowed or (container == "tensor" and dtype is None):
         return None
     if container != "tensor":

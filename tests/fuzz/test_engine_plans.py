@@ -91,6 +91,11 @@ CHANGES = {
     "an operator that nobody has": lambda p: layer(p, 0)["nodes"][0].update(op="Nonsense"),
     "an operator with one input less": lambda p: layer(p, 0)["nodes"][0]["inputs"].pop(),
     "an operator without its input": lambda p: layer(p, 0)["nodes"][0]["inputs"].__setitem__(0, -1),
+    "an operator that makes a tensor twice": lambda p: layer(p, 2)["nodes"][0].update(
+        outputs=layer(p, 2)["nodes"][0]["outputs"] * 2
+    ),
+    "an operator with an output more": lambda p: layer(p, 2)["nodes"][0]["outputs"].append(-1),
+    "a tensor that two layers make": lambda p: p["network"]["layers"].append(layer(p, 2)),
     "a version that is a text": lambda p: layer(p, 0)["nodes"][0].update(version="13"),
     "an unknown precision": lambda p: layer(p, 0)["nodes"][0].update(precision="fp7"),
     "an If with one branch": lambda p: layer(p, 1)["nodes"][0]["bodies"].pop("else_branch"),
@@ -119,3 +124,18 @@ def test_layers_that_cannot_be_prepared_are_told(sound: Path, tmp_path: Path) ->
     engine = Engine.load(rewritten(sound, tmp_path / "m.engine", change), device="cpu")
     with pytest.raises(ModelError, match="its layers cannot be prepared"):
         engine.program  # noqa: B018  # building it is what is tested
+
+
+def test_a_scan_whose_body_takes_less_is_refused(tmp_path: Path) -> None:
+    scan = """<ir_version: 9, opset_import: ["" : 20]>
+    g (float[2] s, float[3,2] x) => (float[2] y, float[3,2] z) {
+        y, z = Scan <num_scan_inputs: int = 1, body: graph = b (float[2] a, float[2] n)
+            => (float[2] m, float[2] o) { m = Add(a, n) o = Neg(m) }> (s, x)
+    }"""
+    path = tmp_path / "scan.engine"
+    engine_from_onnx(onnx.parser.parse_model(scan), BuilderConfig(device="cpu")).save(path)
+    changed = rewritten(
+        path, tmp_path / "m.engine", lambda p: layer(p, 0)["nodes"][0]["inputs"].pop(0)
+    )
+    with pytest.raises(ModelError, match="the bodies of a node Scan do not fit"):
+        Engine.load(changed, device="cpu")
