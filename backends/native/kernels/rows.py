@@ -27,9 +27,7 @@ MODES = {"layernorm": 0, "rmsnorm": 1, "softmax": 2, "logsoftmax": 3, "attention
 """`attention` is a softmax that gives zeros for rows of -inf."""
 _CACHE = 4
 _MULTIPROCESSORS = 132
-_RESIDENT = (
-    768  # threads of a multiprocessor that keep memory busy; further rows are their next ones
-)
+_RESIDENT = 2048  # threads that a multiprocessor holds at most; further rows are their next ones
 
 
 @dataclass(frozen=True)
