@@ -1,15 +1,15 @@
 """Fuzz model and engine files: a result or a clear error, in bounded time and memory, no crash.
 
-    python scripts/fuzz.py --seconds 60                 # models and engines
+    python scripts/fuzz.py --seconds 60                 # models, random nodes and engines
     python scripts/fuzz.py --seconds 3600 --seed 7 --saved finds
     python scripts/fuzz.py --kind engine --seed 3 --first 1200 --count 1
     python scripts/fuzz.py --replay finds/*             # files instead of new ones
 
-Every file is a mutation of a conformance case (see fuzz_mutations.py), decided by seed and number
-alone; a worker process with limited memory inspects, lints, builds and runs it (fuzz_worker.py). A
-find is an exception that is no PolytoolError, a process that dies, one that takes too much time, or
-too much memory before the model runs. One file of each distinct find is saved. Exits with 1 if
-there is a find. Linux only.
+Every file is a mutation of a conformance case (see fuzz_mutations.py), or a model of random nodes
+(fuzz_nodes.py), decided by seed and number alone; a worker process with limited memory inspects,
+lints, builds and runs it (fuzz_worker.py). A find is an exception that is no PolytoolError, a
+process that dies, one that takes too much time, or too much memory before the model runs. One file
+of each distinct find is saved. Exits with 1 if there is a find. Linux only.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.fuzz_mutations import Corpus, Feeds, mutated_engine, mutated_model
+from scripts.fuzz_nodes import random_nodes
 
 CPU_SECONDS = 30.0
 WALL_SECONDS = 240.0
@@ -157,7 +158,7 @@ def engines(seeds: Corpus, count: int = 60) -> list[bytes]:
 def files(kind: str, seed: int, first: int, folder: Path) -> Iterator[tuple[str, Path]]:
     """Endlessly many mutated files, each with the number that makes it again."""
     seeds = corpus()
-    made = engines(seeds) if kind != "model" else []
+    made = engines(seeds) if kind in ("all", "engine") else []
     index = first
     while True:
         rng = random.Random(f"{seed}/{index}")
@@ -166,7 +167,8 @@ def files(kind: str, seed: int, first: int, folder: Path) -> Iterator[tuple[str,
             path.write_bytes(mutated_engine(rng, made))
         else:
             path = folder / "fuzz.onnx"
-            path.write_bytes(mutated_model(rng, seeds))
+            nodes = kind == "nodes" or (kind == "all" and index % 4 == 1)
+            path.write_bytes(random_nodes(rng) if nodes else mutated_model(rng, seeds))
         yield f"{kind}-{seed}-{index}", path
         index += 1
 
@@ -177,7 +179,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1 << 60, help="stop after so many files")
     parser.add_argument("--first", type=int, default=0, help="number of the first file [0]")
     parser.add_argument("--seed", type=int, default=0, help="of all mutations [0]")
-    parser.add_argument("--kind", choices=("all", "model", "engine"), default="all")
+    parser.add_argument("--kind", choices=("all", "model", "nodes", "engine"), default="all")
     parser.add_argument("--saved", type=Path, help="folder for one file of each find")
     parser.add_argument("--replay", type=Path, nargs="+", help="files to exercise instead")
     args = parser.parse_args()

@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from scripts.fuzz_mutations import Corpus, mutated_bytes, mutated_model
+from scripts.fuzz_nodes import random_nodes
 from scripts.fuzz_worker import Defect, exercise
 
 ROOT = Path(__file__).parent.parent.parent
@@ -41,6 +42,13 @@ def test_a_mutation_depends_on_its_seed_alone() -> None:
     assert first == again
     assert len(set(first)) > 40
     assert model.graph.node[0].op_type == "Relu"  # the corpus stays as it is
+
+
+def test_random_nodes_are_sound_protobuf_of_many_operators() -> None:
+    made = [random_nodes(random.Random(f"0/{i}")) for i in range(300)]
+    assert made == [random_nodes(random.Random(f"0/{i}")) for i in range(300)]
+    nodes = [n for content in made for n in onnx.load_from_string(content).graph.node]
+    assert len({n.op_type for n in nodes}) > 100
 
 
 def test_bytes_are_mutated() -> None:
