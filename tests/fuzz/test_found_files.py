@@ -39,6 +39,7 @@ MESSAGES = {
     "optional_of_neither_input_nor_type": "has neither an input nor a type",
     "resize_to_minus_1": "Resize cannot make axes of sizes [-1]",
     "scan_with_more_body_inputs_than_it_hands_over": "has a body 'body' with 2 inputs, not 1",
+    "scan_before_opset_8": "is no operator of opset 7",
     "sequence_map_of_a_tensor": "needs a sequence, and is given none",
     "sequence_of_numbers_and_text": "holds numbers or text, not both",
     "softmax_1_without_output": "names none of its outputs",
