@@ -7,9 +7,9 @@
 
 Every file is a mutation of a conformance case (see fuzz_mutations.py), or a model of random nodes
 (fuzz_nodes.py), decided by seed and number alone; a worker process with limited memory inspects,
-lints, builds and runs it (fuzz_worker.py). A find is an exception that is no PolytoolError, a
-process that dies, one that takes too much time, or too much memory before the model runs. One file
-of each distinct find is saved. Exits with 1 if there is a find. Linux only.
+lints, operates on, builds and runs it (fuzz_worker.py). A find is an exception that is no
+PolytoolError, a process that dies, one that takes too much time, or too much memory before the
+model runs. One file of each distinct find is saved. Exits with 1 if there is a find. Linux only.
 """
 
 from __future__ import annotations

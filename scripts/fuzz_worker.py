@@ -32,7 +32,7 @@ class Defect(Exception):
 
 
 def exercise(path: Path) -> dict[str, str]:
-    """Load, inspect, lint, build and run a file; an engine if it is called so.
+    """Load, inspect, lint, operate on, build and run a file; an engine if it is called so.
 
     Returns:
         Stage to the error that ended it, or "ok".
@@ -72,8 +72,10 @@ def _model_stages(path: Path) -> Iterator[tuple[str, Any]]:
     from polytool.backends.native.builder import engine_from_onnx
     from polytool.backends.native.config import BuilderConfig
     from polytool.backends.native.runner import NativeRunner
+    from polytool.capability import capability
     from polytool.feeds import make_feeds
     from polytool.inspection import inspect_model
+    from polytool.surgeon import bound_shapes, prune, strip_weights
     from polytool.surgeon.linting import lint
 
     config = BuilderConfig.of(device="cpu")
@@ -86,6 +88,10 @@ def _model_stages(path: Path) -> Iterator[tuple[str, Any]]:
 
     yield "inspect", lambda: inspect_model(path, statistics=True)
     yield "lint", lambda: lint(path)
+    yield "capability", lambda: capability(path)
+    yield "bound", lambda: bound_shapes(path, {"": 16}, auto=True)
+    yield "prune", lambda: prune(path)
+    yield "strip", lambda: strip_weights(path)
     yield "build", lambda: built.append(engine_from_onnx(path, config))
     if built:
         yield "run", run

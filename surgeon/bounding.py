@@ -20,7 +20,7 @@ from polytool.surgeon.clamping import BY_INPUT, Record, Wish, clamp
 from polytool.surgeon.constants import lift_constants
 from polytool.surgeon.functions import expand_functions
 from polytool.surgeon.graph import Node, Workspace
-from polytool.surgeon.gs_graph import open_model
+from polytool.surgeon.gs_graph import open_sound
 from polytool.surgeon.report import Report
 
 METADATA_KEY = "polytool.bounds"
@@ -69,7 +69,7 @@ def list_dds(source: Source) -> list[dds.Source]:
 
 
 def _opened(source: Source) -> Workspace:
-    workspace = Workspace(expand_functions(open_model(source), dds.DECIDING))
+    workspace = Workspace(expand_functions(open_sound(source), dds.DECIDING))
     lift_constants(workspace, Report())
     workspace.sort()
     return workspace

@@ -35,15 +35,7 @@ def evaluate(node: Node, inputs: Sequence[Any]) -> list[Any]:
     """
     if _is_local_function(node):
         raise CannotEvaluateError(f"{node.op} is a function of the model")
-    attributes = attributes_of(node)
-    names: list[str | np.ndarray | None] = [
-        f"input{i}" if v is not None else None for i, v in enumerate(inputs)
-    ]
-    outputs = [f"output{i}" if v is not None else "" for i, v in enumerate(node.outputs)]
-    wanted = registry.Node(
-        node.op, node.domain, node.version, names, outputs, attributes, node.proto.name
-    )
-    table: dict[str, Any] = {f"input{i}": v for i, v in enumerate(inputs)}
+    wanted, table = _as_engine_node(node, inputs)
     try:
         steps = registry.raise_node(wanted)
         if any(_operator(step) is None for step in steps):
@@ -55,7 +47,39 @@ def evaluate(node: Node, inputs: Sequence[Any]) -> list[Any]:
         raise
     except Exception as err:  # whatever an operator raises on a broken model is a reason
         raise CannotEvaluateError(f"{node.op} fails on its constant inputs: {err}") from err
-    return [table.get(name) if name else None for name in outputs]
+    return [table.get(name) if name else None for name in wanted.outputs]
+
+
+def _as_engine_node(node: Node, inputs: Sequence[Any]) -> tuple[registry.Node, dict[str, Any]]:
+    """The node as the engine's operators know it, and what it reads by name."""
+    names: list[str | np.ndarray | None] = [
+        f"input{i}" if v is not None else None for i, v in enumerate(inputs)
+    ]
+    outputs = [f"output{i}" if v is not None else "" for i, v in enumerate(node.outputs)]
+    wanted = registry.Node(
+        node.op, node.domain, node.version, names, outputs, attributes_of(node), node.proto.name
+    )
+    return wanted, {f"input{i}": v for i, v in enumerate(inputs)}
+
+
+def result_shapes(node: Node, inputs: Sequence[np.ndarray]) -> list[tuple[int, ...]] | None:
+    """The shapes that `evaluate` would give arrays of; None where no operator tells.
+
+    Raises:
+        Exception: the operator does not take these inputs.
+    """
+    wanted, table = _as_engine_node(node, inputs)
+    step, *more = registry.raise_node(wanted)
+    function = registry.shape_function(step.domain, step.op)
+    if more or function is None:
+        return None
+    values = [_value(name, table) for name in step.inputs]
+    arguments = [None if v is None else registry.Arg(v.shape, _dtype(v), v) for v in values]
+    options = dict(step.attrs)
+    if "n_outputs" in (function.__kwdefaults__ or {}):
+        options["n_outputs"] = len(step.outputs)
+    found = function(*arguments, **options)
+    return found if isinstance(found, list) else [found]
 
 
 def attributes_of(node: Node) -> dict[str, Any]:

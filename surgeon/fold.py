@@ -16,7 +16,7 @@ import numpy as np
 
 from polytool.arrays import Array, packed_size
 from polytool.surgeon.constants import become_constant
-from polytool.surgeon.evaluate import CannotEvaluateError, evaluate, evaluate_bodies
+from polytool.surgeon.evaluate import CannotEvaluateError, evaluate, evaluate_bodies, result_shapes
 from polytool.surgeon.graph import Graph, Node, Value, Workspace
 from polytool.surgeon.report import Report
 from polytool.tensors import DType
@@ -204,8 +204,8 @@ def predicted_bytes(node: Node, inputs: Sequence[Any]) -> int | None:
                 return None  # a sequence, or nothing
             try:
                 return _growing(node, inputs)
-            except (TypeError, ValueError, IndexError, OverflowError):
-                return None  # inputs that the operator does not take: computing it will say so
+            except Exception:  # inputs that the operator does not take: computing it will say so
+                return None
         total += packed_size(dtype, tuple(int(d) for d in shape if isinstance(d, int)))
     return total
 
@@ -229,4 +229,7 @@ def _growing(node: Node, inputs: Sequence[Any]) -> int | None:
         return max(math.ceil((stop - start) / step), 0) * int(inputs[0].itemsize)
     if node.op == "OneHot":
         return int(inputs[0].size) * int(np.reshape(inputs[1], -1)[0]) * int(inputs[2].itemsize)
-    return None
+    shapes = result_shapes(node, inputs)
+    if not inputs or shapes is None or None in shapes:
+        return None
+    return sum(map(math.prod, shapes)) * max(int(v.itemsize) for v in inputs)

@@ -18,6 +18,7 @@ import onnx
 
 from polytool.errors import ModelError
 from polytool.model import Model, Source, load
+from polytool.validation import validate
 
 _ATTRIBUTE = "_polytool_source"
 
@@ -30,6 +31,17 @@ def is_gs(source: Any) -> bool:
 def open_model(source: Source | Any) -> Model:
     """What `polytool.model.load` takes, or a GraphSurgeon graph."""
     return from_gs(source) if is_gs(source) else load(source)
+
+
+def open_sound(source: Source | Any) -> Model:
+    """The same, of a model whose nodes are as ONNX says.
+
+    Raises:
+        ModelError: some are not.
+    """
+    model = open_model(source)
+    validate(model.proto)
+    return model
 
 
 def to_gs(source: Source) -> Any:

@@ -327,6 +327,6 @@ def _index(node: Node, ranges: Ranges) -> Interval:
     if node.op == "Unique" and "axis" not in node.attributes:
         return Interval(0, math.prod(sizes) - 1, True)
     if node.op in ("ArgMax", "ArgMin", "TopK", "Unique") and sizes:
-        default = 0 if node.op.startswith("Arg") else -1
-        return Interval(0, sizes[node.attribute("axis", default)] - 1, True)
+        axis = node.attribute("axis", 0 if node.op.startswith("Arg") else -1)
+        sizes = sizes[axis : axis + 1 or None] or sizes
     return Interval(0, max(sizes, default=1) - 1, True)

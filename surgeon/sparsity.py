@@ -13,7 +13,7 @@ from polytool.model import Model, Source
 from polytool.patterns import check_used
 from polytool.surgeon.constants import lift_constants
 from polytool.surgeon.graph import Node, Value, Workspace
-from polytool.surgeon.gs_graph import open_model
+from polytool.surgeon.gs_graph import open_sound
 from polytool.surgeon.report import Report
 from polytool.tensors import DType
 
@@ -149,7 +149,7 @@ def prune(source: Source, *, exclude: Collection[str] = ()) -> Pruned:
     Raises:
         UsageError: `exclude` names an initializer that does not exist.
     """
-    workspace = Workspace(open_model(source))
+    workspace = Workspace(open_sound(source))
     lift_constants(workspace, Report())
     every = [v.name for graph in workspace.graphs for v in graph.constants]
     check_used(dict.fromkeys(exclude), every, "an exclusion")
@@ -170,7 +170,7 @@ def prune(source: Source, *, exclude: Collection[str] = ()) -> Pruned:
 
 def inspect_sparsity(source: Source) -> dict[str, str]:
     """Name of each weight of Conv, MatMul and Gemm to `2:4`, `dense`, or why it cannot be 2:4."""
-    workspace = Workspace(open_model(source))
+    workspace = Workspace(open_sound(source))
     lift_constants(workspace, Report())
     model = workspace.model
     found = {}

@@ -15,7 +15,7 @@ from polytool.model import WEIGHTLESS, Model, Source
 from polytool.patterns import check_used
 from polytool.surgeon.constants import lift_constants
 from polytool.surgeon.graph import Value, Workspace
-from polytool.surgeon.gs_graph import open_model
+from polytool.surgeon.gs_graph import open_sound
 from polytool.surgeon.report import Report
 from polytool.surgeon.sparsity import candidates, is_sparse, pruned
 from polytool.tensors import DType
@@ -53,7 +53,7 @@ def strip_weights(source: Source, *, exclude: Collection[str] = ()) -> Rewritten
     Raises:
         UsageError: `exclude` names an initializer that does not exist.
     """
-    workspace = Workspace(open_model(source))
+    workspace = Workspace(open_sound(source))
     lift_constants(workspace, Report())
     model = workspace.model
     every = [v for graph in workspace.graphs for v in graph.constants]
@@ -85,7 +85,8 @@ def strip_weights(source: Source, *, exclude: Collection[str] = ()) -> Rewritten
 
 
 def _is_weight(model: Model, value: Value, tensor: TensorProto) -> bool:
-    if not DType(tensor.data_type).is_float or not tensor.dims or not model.has_content(tensor):
+    dtype = DType(tensor.data_type) if tensor.data_type else None
+    if dtype is None or not dtype.is_float or not tensor.dims or not model.has_content(tensor):
         return False
     return model.nbytes(tensor) >= _SMALLEST or any(
         user.op in _PRODUCTS and not user.domain for user in value.used_by()
@@ -99,7 +100,7 @@ def reconstruct_weights(source: Source, *, seed: int = 0) -> Rewritten:
         source: what `polytool.model.load` takes.
         seed: the same seed gives the same weights.
     """
-    workspace = Workspace(open_model(source))
+    workspace = Workspace(open_sound(source))
     lift_constants(workspace, Report())
     model = workspace.model
     reduced = candidates(workspace)

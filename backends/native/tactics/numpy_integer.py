@@ -201,7 +201,7 @@ class IntegerConv(Tactic):
         if not _takes_bytes(node) or min(node.attrs.get("pads") or [0]) < 0:
             return False
         weights = _weights(node, mode, 0)
-        if weights is None:
+        if weights is None or weights.ndim < 3:
             return False
         return filter_bound(weights) < EXACT
 
