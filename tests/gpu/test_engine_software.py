@@ -10,7 +10,8 @@ import pytest
 from polytool import NativeRunner
 from polytool.backends.native.cuda import epilogues
 from polytool.backends.native.cuda.arrays import DeviceArray
-from polytool.errors import UsageError
+from polytool.backends.native.kernels import compiler
+from polytool.errors import RunnerError, UsageError
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((5, 24)).astype(np.float32)
@@ -328,3 +329,30 @@ def test_convolutions_of_few_channels(
     exact = NativeRunner(model, device="cpu").infer(feeds)["y"]
     gpu = NativeRunner(model, device="cuda", precision="fp16").infer(feeds)["y"]
     assert np.linalg.norm(gpu - exact) < 1e-3 * np.linalg.norm(exact)
+
+
+def test_candidates_that_a_gpu_does_not_have_are_left_out(software_gpu, monkeypatch):
+    proto = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 20]> g (float[64,64] x) => (float[64,64] y)'
+        " { y = MatMul(x, w) }"
+    )
+    weight = RNG.standard_normal((64, 64)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    compile_ = compiler._compile
+    refused, wanted = [], "wgmma.mma_async"
+
+    def older(kernel, options):
+        if wanted in kernel.source:
+            refused.append(kernel)
+            raise RunnerError(f"NVRTC refuses kernel {kernel.name}: not here")
+        return compile_(kernel, options)
+
+    monkeypatch.setattr(compiler, "_compile", older)
+    x = RNG.standard_normal((64, 64)).astype(np.float32)
+    y = NativeRunner(proto, device="cuda", precision="fp16").infer({"x": x})["y"]
+    assert refused
+    np.testing.assert_allclose(y, x @ weight, atol=0.1)
+    wanted = "KERNEL gemm"
+    monkeypatch.setattr(compiler, "_cubins", {})
+    with pytest.raises(RunnerError, match="refuses kernel gemm_tile: not here"):
+        NativeRunner(proto, device="cuda", precision="fp16").infer({"x": x})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ from polytool.backends.native.profiler import Profiler
 from polytool.backends.native.program import Watch
 from polytool.backends.native.shapes import ShapePass
 from polytool.errors import RunnerError, UnsupportedError
+
+_LOG = logging.getLogger(__name__)
 
 
 class Arena:
@@ -145,9 +148,17 @@ class Stretch:
         return base + view.offset * item_size(view.dtype)
 
     def _compile(self) -> None:
-        """Compile what is not compiled yet, all at once."""
+        """Compile what is not compiled yet, all at once; what this GPU has not is no candidate."""
         kernels = (k for step in self._steps for plan in step.plans for k in plan.kernels())
-        compiler.compile_all(kernels, self.device.arch, os.cpu_count() or 1)
+        errors = compiler.refused(kernels, self.device.arch, os.cpu_count() or 1)
+        for index, step in enumerate(self._steps) if errors else ():
+            left = tuple(p for p in step.plans if not errors.keys() & set(p.kernels()))
+            if not left:
+                raise next(errors[k] for p in step.plans for k in p.kernels() if k in errors)
+            self._steps[index] = dataclasses.replace(step, plans=left)
+        if errors:
+            names = sorted({kernel.name for kernel in errors})
+            _LOG.info("no candidates for %s: %s", self.device.arch, ", ".join(names))
 
     def _choose(self, tuning: Tuning) -> list[tuple[Step, tuple[Launchable, ...]]]:
         """The fastest candidate of each step; each is timed on what those before it computed."""

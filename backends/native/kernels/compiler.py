@@ -69,10 +69,29 @@ def compile_kernel(kernel: Kernel, arch: str) -> bytes:
 
 
 def compile_all(kernels: Iterable[Kernel], arch: str, threads: int = 8) -> None:
-    """Compile many kernels at once; NVRTC runs without the interpreter lock."""
+    """Compile many kernels at once; NVRTC runs without the interpreter lock.
+
+    Raises:
+        RunnerError: NVRTC refuses one of them.
+    """
+    for error in refused(kernels, arch, threads).values():
+        raise error
+
+
+def refused(kernels: Iterable[Kernel], arch: str, threads: int = 8) -> dict[Kernel, RunnerError]:
+    """Compile many kernels at once, and tell which of them NVRTC refuses for `arch`, and why."""
     todo = {key(k, arch): k for k in kernels}
+
+    def attempt(kernel: Kernel) -> RunnerError | None:
+        try:
+            compile_kernel(kernel, arch)
+        except RunnerError as err:
+            return err
+        return None
+
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda k: compile_kernel(k, arch), todo.values()))
+        errors = pool.map(attempt, todo.values())
+    return {k: e for k, e in zip(todo.values(), errors, strict=True) if e is not None}
 
 
 def adopt(cubins: Mapping[str, bytes]) -> None:
