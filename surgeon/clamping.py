@@ -105,7 +105,9 @@ def clamped(graph: Graph, value: Value, limits: list[float | None]) -> Value:
         less = graph.add_node("Less", [value, limit], [f"{value.name}_less"])
         node = graph.add_node("Where", [less.output, value, limit], [out])
     else:  # Min takes floats only; below 2**24 they are exact, above they are larger all the same
-        wide = graph.add_array(np.minimum(array, _FLOAT32_EXACT).astype(np.float32), limit.name)
+        wide = graph.add_array(
+            np.minimum(array.astype(np.float64), _FLOAT32_EXACT).astype(np.float32), limit.name
+        )
         cast = graph.add_node("Cast", [value], [f"{value.name}_float"], to=int(DType.FLOAT))
         least = graph.add_node("Min", [cast.output, wide], [f"{value.name}_least"])
         node = graph.add_node("Cast", [least.output], [out], to=int(dtype))
@@ -165,7 +167,8 @@ def _tile(node: Node, wishes: list[Wish]) -> list[Record] | None:
 def _size(node: Node, wish: Wish) -> int:
     """The size of the first input along the dimension that is bounded; 0 where it is open."""
     value = node.input(0)
-    size = value.shape[wish.source.dim] if value is not None and value.shape else None
+    shape = () if value is None else value.shape or ()
+    size = shape[wish.source.dim] if wish.source.dim < len(shape) else None
     return size if isinstance(size, int) else 0
 
 

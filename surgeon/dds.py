@@ -162,7 +162,20 @@ def decisions(node: Node, ranges: Ranges, known: dict[Value, Known]) -> Iterator
     rule = _RULES.get(node.op) if not node.domain and not node.has_references else None
     if rule is None or (node.op != "Loop" and any(v is None for v in node.inputs[:1])):
         return  # a Loop may do without a count
+    if not _axes_fit(node):
+        return  # the model is broken, and nothing can be told
     yield from rule(node, ranges, known)
+
+
+def _axes_fit(node: Node) -> bool:
+    """Whether the first input has the axes that the node's attributes name."""
+    value = node.input(0)
+    if value is None or value.shape is None:
+        return True
+    rank = len(value.shape) + (node.op == "OneHot")  # its axis is one of the result
+    axis = node.attribute("axis")
+    named = [*(node.attribute("axes") or ()), *([] if axis is None else [axis])]
+    return all(-rank <= a < rank for a in named)
 
 
 _Rule = Callable[[Node, Ranges, dict[Value, Known]], Iterator[Decided]]
@@ -349,7 +362,11 @@ def _slice(node: Node, ranges: Ranges, known: dict[Value, Known]) -> Iterator[De
     starts, ends = node.input(1), node.input(2)
     where = Reader(known).numbers(axes) if axes is not None else None
     count = starts.shape[0] if starts is not None and starts.shape else 0
-    if not isinstance(count, int):
+    rank = len(value.shape)
+    named = range(count) if where is None and isinstance(count, int) else where or ()
+    if not isinstance(count, int) or len(named) != count:
+        return
+    if not all(-rank <= a < rank for a in named):
         return
     for index in range(count):
         axis = where[index] if where is not None else index

@@ -55,7 +55,7 @@ class Value:
     def dtype(self) -> DType | None:
         """The element type, where it is known."""
         if self.tensor is not None:
-            return DType(self.tensor.data_type)
+            return DType(self.tensor.data_type) if self.tensor.data_type else None
         return self.type.dtype if self.type is not None else None
 
     @property

@@ -88,6 +88,8 @@ class Ranges:
             numbers = [float(x) for x in array.reshape(-1)[: _MOST_ENTRIES + 1]]
             if len(numbers) <= _MOST_ENTRIES and array.ndim <= 1:
                 return tuple(Interval(x, x, False) for x in numbers)
+            if not array.size:
+                return ()
             return (Interval(float(array.min()), float(array.max()), False),)
         low, high = _limits(value.dtype)
         return (Interval(low, high, value.constant is None),)

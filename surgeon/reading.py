@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import onnx
 from onnx import AttributeProto
 
+from polytool.arrays import dtype_of
 from polytool.errors import ModelError
 from polytool.surgeon.graph import Graph, Node, Value
 from polytool.surgeon.types import Type, read_type, type_proto
-from polytool.tensors import DType
 
 if TYPE_CHECKING:
     from polytool.surgeon.graph import Workspace
@@ -106,7 +106,7 @@ class _Reader:
             graph.constants[value] = None
         for sparse in proto.sparse_initializer:
             value = self.define(sparse.values.name, graph, scope)
-            dtype, dims = DType(sparse.values.data_type), tuple(sparse.dims)
+            dtype, dims = dtype_of(sparse.values), tuple(sparse.dims)
             value.type = Type("tensor", dtype, dims, type_proto(dtype, dims))
             graph.sparse[value] = sparse
 

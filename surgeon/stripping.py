@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
+from polytool.arrays import dtype_of
 from polytool.model import WEIGHTLESS, Model, Source
 from polytool.patterns import check_used
 from polytool.surgeon.constants import lift_constants
@@ -18,7 +19,6 @@ from polytool.surgeon.graph import Value, Workspace
 from polytool.surgeon.gs_graph import open_sound
 from polytool.surgeon.report import Report
 from polytool.surgeon.sparsity import candidates, is_sparse, pruned
-from polytool.tensors import DType
 
 _SPARSE = "SPARSE_2_4"
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -85,7 +85,7 @@ def strip_weights(source: Source, *, exclude: Collection[str] = ()) -> Rewritten
 
 
 def _is_weight(model: Model, value: Value, tensor: TensorProto) -> bool:
-    dtype = DType(tensor.data_type) if tensor.data_type else None
+    dtype = value.dtype
     if dtype is None or not dtype.is_float or not tensor.dims or not model.has_content(tensor):
         return False
     return model.nbytes(tensor) >= _SMALLEST or any(
@@ -111,7 +111,7 @@ def reconstruct_weights(source: Source, *, seed: int = 0) -> Rewritten:
             tensor = value.tensor
             if tensor is None or not tensor.doc_string.startswith(WEIGHTLESS):
                 continue
-            dtype, shape = DType(tensor.data_type), tuple(tensor.dims)
+            dtype, shape = dtype_of(tensor), tuple(tensor.dims)
             rng = np.random.default_rng([seed, len(names)])
             # Scaled so that activations keep their size from layer to layer.
             fan_in = max(int(np.prod(shape)) // max(shape), 1) if shape else 1

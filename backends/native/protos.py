@@ -140,9 +140,9 @@ def _reads(node: NodeProto) -> Iterable[str]:
 
 
 def _type_proto(spec: TensorSpec | None) -> onnx.TypeProto:
-    if spec is None or spec.dtype is None:
+    if spec is None or (spec.dtype is None and spec.container == "tensor"):
         return onnx.TypeProto()
-    tensor = onnx.helper.make_tensor_type_proto(spec.dtype, None)
+    tensor = onnx.helper.make_tensor_type_proto(spec.dtype or 0, None)
     if spec.container == "sequence":
         return onnx.helper.make_sequence_type_proto(tensor)
     if spec.container == "optional":
