@@ -24,6 +24,7 @@ from polytool.surgeon.types import Type, type_proto
 from polytool.tensors import DType
 
 _FLOAT32_EXACT = 1 << 24
+_MOST_SIZES = 1 << 12  # as many parts as a tensor is split into
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,10 @@ def _clamp_input(
     value = node.input(index)
     if value is None or value.dtype is None or value.shape is None:
         return None
+    if not (value.dtype.is_float or value.dtype.is_integer) or value.dtype.bits < 8:
+        return None
     count = value.shape[0] if len(value.shape) == 1 else 1
-    if not isinstance(count, int) or any(i >= count for i in limits):
+    if not isinstance(count, int) or any(i >= count for i in limits) or count > _MOST_SIZES:
         return None
     vector = [limits.get(i) for i in range(count)]
     node.set_input(index, clamped(node.where, value, vector))

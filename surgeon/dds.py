@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
+from polytool.arrays import MAX_RANK
 from polytool.surgeon.graph import Graph, Node, Value, Workspace
 from polytool.surgeon.infer import infer
 from polytool.surgeon.intervals import Dims, Interval, Ranges
@@ -281,7 +282,7 @@ def _shaped(
     if wanted is None or wanted.shape is None or len(wanted.shape) != 1:
         return
     count = wanted.shape[0]
-    if not isinstance(count, int):
+    if not isinstance(count, int) or count > MAX_RANK:
         return
     content = known.get(wanted)
     for dim in range(count):
@@ -364,7 +365,7 @@ def _slice(node: Node, ranges: Ranges, known: dict[Value, Known]) -> Iterator[De
     count = starts.shape[0] if starts is not None and starts.shape else 0
     rank = len(value.shape)
     named = range(count) if where is None and isinstance(count, int) else where or ()
-    if not isinstance(count, int) or len(named) != count:
+    if not isinstance(count, int) or len(named) != count or count > MAX_RANK:
         return
     if not all(-rank <= a < rank for a in named):
         return

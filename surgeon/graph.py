@@ -160,8 +160,6 @@ class Node:
     @property
     def has_references(self) -> bool:
         """Whether an attribute is a parameter of the surrounding function."""
-        if self.graph is not None and not self.graph.workspace.functions:
-            return False
         return any(a.ref_attr_name for a in self.attributes.values())
 
     def set_attributes(self, **values: Any) -> None:

@@ -30,12 +30,23 @@ def check_graphs(workspace: Workspace, paths: Mapping[Graph, str], found: Lint) 
         _check_order(graph, path, found)
         _check_names(graph, path, found)
         _check_unused(graph, path, found)
+        _check_references(graph, path, found)
         for value in graph.constants:
             if value.tensor is not None:
                 _check_weight(workspace, value.tensor, f"{path}{value.name}", found)
         for node in graph.nodes:
             if node.op == "Constant" and not node.domain and (tensor := _value(node)) is not None:
                 _check_weight(workspace, tensor, path + node.label, found)
+
+
+def _check_references(graph: Graph, path: str, found: Lint) -> None:
+    outer = graph
+    while outer.parent is not None:
+        outer = outer.parent
+    names = [path + n.label for n in graph.nodes if n.has_references]
+    if names and not outer.is_function:
+        message = "these nodes take an attribute from a function, but are in none"
+        found.add("exception", "polytool", message, names)
 
 
 def _check_opsets(workspace: Workspace, paths: Mapping[Graph, str], found: Lint) -> None:
@@ -105,7 +116,7 @@ def _check_unused(graph: Graph, path: str, found: Lint) -> None:
 
 def _value(node: Node) -> onnx.TensorProto | None:
     """What a Constant node holds, where it is a tensor or floats."""
-    if any(node_faults(node.proto, node.version)):
+    if node.has_references or any(node_faults(node.proto, node.version)):
         return None
     for name in ("value_float", "value_floats"):
         if name in node.attributes:

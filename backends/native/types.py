@@ -129,7 +129,7 @@ def misfit(node: Any, index: int, container: str, dtype: DType | None) -> str | 
     allowed = _allowed(node.domain, node.op, node.version, index)
     tensors = [t for t in allowed if t.startswith("tensor(")]
     if container == "sequence":
-        wrong = node.domain == "com.microsoft"
+        wrong = node.domain in ("com.microsoft", "polytool")
         if allowed:
             wrong = not any("seq(" in t for t in allowed)
         return "takes no sequence, but {} is one" if wrong else None
