@@ -36,7 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.fuzz_mutations import Corpus, Feeds, mutated_engine, mutated_model
 from scripts.fuzz_nodes import random_nodes
 
-CPU_SECONDS = 30.0
+CPU_SECONDS = 30.0  # for a file of no size
+CPU_SECONDS_PER_MIB = 30.0  # a file of nested bodies holds 25,000 nodes in one
 WALL_SECONDS = 240.0
 MAX_SEED = 50_000  # bytes of a model that mutations start from
 _DRIVERS = ("in _loop", "in _sweep")  # a loop with a hostile number of trips is valid, and endless
@@ -56,7 +57,8 @@ class Worker:
         self.log.truncate(self.log.seek(0))
         process.stdin.write(f"{path}\n")
         process.stdin.flush()
-        limit, deadline = _cpu(process.pid) + CPU_SECONDS, time.monotonic() + WALL_SECONDS
+        limit = _cpu(process.pid) + CPU_SECONDS + CPU_SECONDS_PER_MIB * path.stat().st_size / 2**20
+        deadline = time.monotonic() + WALL_SECONDS
         while not select.select([process.stdout], [], [], 0.5)[0]:
             if _cpu(process.pid) > limit or time.monotonic() > deadline:
                 return self._too_long(process)

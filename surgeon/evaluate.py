@@ -108,7 +108,7 @@ def _attribute(node: Node, attribute: onnx.AttributeProto) -> Any:
 
 
 def _run(step: registry.Node, table: dict[str, Any]) -> None:
-    from polytool.backends.native.types import output_dtypes
+    from polytool.backends.native.types import misfit, output_dtypes
 
     values = [_value(name, table) for name in step.inputs]
     while values and values[-1] is None:
@@ -121,6 +121,10 @@ def _run(step: registry.Node, table: dict[str, Any]) -> None:
         len(step.outputs),
         step.attrs,
     )
+    for index, value in enumerate(values):
+        kind = "sequence" if isinstance(value, list) else "tensor"
+        if value is not None and (why := misfit(step, index, kind, _dtype(value))):
+            raise CannotEvaluateError(f"{step.op} {why.format(f'its input {index}')}")
     operator = _operator(step)
     assert operator is not None
     options = dict(step.attrs)

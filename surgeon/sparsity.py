@@ -74,7 +74,10 @@ def _trace(value: Value | None, axis: int) -> tuple[Value, int] | None:
             source = node.input(0)
             if source is None or source.shape is None:
                 return None
-            axis = (node.attribute("perm") or list(range(len(source.shape)))[::-1])[axis]
+            order = node.attribute("perm") or list(range(len(source.shape)))[::-1]
+            if not -len(order) <= axis < len(order):
+                return None
+            axis = order[axis]
         elif node.op not in _SEEN_THROUGH:
             return None
         value = node.input(0)
@@ -97,7 +100,7 @@ def _weight(value: Value, axis: int) -> Weight:
 def _groups(array: Array, axis: int) -> Array:
     """A view or copy of shape (..., n, 4) with the four neighbours last."""
     moved = np.moveaxis(array, axis, -1)
-    return moved.reshape(*moved.shape[:-1], -1, 4)
+    return moved.reshape(*moved.shape[:-1], moved.shape[-1] // 4, 4)
 
 
 def is_sparse(array: Array, axis: int) -> bool:
