@@ -219,7 +219,7 @@ def _tensors(graph: Graph) -> Iterator[tuple[str, onnx.TensorProto]]:
         if value.tensor is not None:
             yield value.name, value.tensor
     for node in graph.nodes:
-        if node.op != "Constant" or node.domain or not any(node.outputs):
+        if node.op != "Constant" or node.domain or not any(node.outputs[:1]):
             continue
         if "value" in node.attributes:
             yield node.output.name, node.attributes["value"].t

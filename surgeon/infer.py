@@ -89,6 +89,8 @@ def infer_one_by_one(graph: Graph) -> None:
 def _outputs_alone(
     node: Node, opsets: list[onnx.OperatorSetIdProto]
 ) -> list[tuple[Value, onnx.TypeProto]]:
+    if node.bodies:
+        return []  # they may be broken too, and inference would look into them
     types: dict[str, onnx.TypeProto] = {}
     proto = onnx.NodeProto()
     proto.CopyFrom(node.proto)

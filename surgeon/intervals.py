@@ -209,13 +209,14 @@ def _concat(node: Node, ranges: Ranges) -> Content | None:
     for value in node.inputs:
         content = ranges(value)
         size = value.shape[0] if value is not None and value.shape and len(value.shape) == 1 else 0
-        if not isinstance(size, int) or (len(content) not in (1, size)) or not size:
+        sized = size if isinstance(size, int) and size <= _MOST_ENTRIES else 0
+        if not sized or len(content) not in (1, sized):
             hulls = [ranges.hull(v) for v in node.inputs]
             found = hulls[0]
             for hull in hulls[1:]:
                 found = found.union(hull)
             return (found,)
-        parts.extend(content if len(content) == size else content * size)
+        parts.extend(content if len(content) == sized else content * sized)
     return tuple(parts)
 
 
@@ -245,7 +246,7 @@ def _arithmetic(node: Node, ranges: Ranges) -> Content | None:
         return None
     a, b = ranges(node.input(0)), ranges(node.input(1))
     size = max(len(a), len(b))
-    if not {len(a), len(b)} <= {1, size}:
+    if not {len(a), len(b)} <= {1, size} or not a or not b:
         return None
     a, b = a * (size // len(a)), b * (size // len(b))
     return tuple(_binary(node.op, x, y) for x, y in zip(a, b, strict=True))

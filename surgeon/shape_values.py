@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
+from polytool.arrays import MAX_RANK
 from polytool.surgeon.graph import Node, Value
 from polytool.tensors import DType
 
@@ -185,7 +186,7 @@ def _concat(node: Node, read: Reader) -> Known | None:
         if value is None or value.shape is None or len(value.shape) != 1:
             return None
         size = value.shape[0]
-        if not isinstance(size, int):
+        if not isinstance(size, int) or size > MAX_RANK:
             return None
         entries.extend([None] * size)
     return Known(tuple(entries)) if any_known else None
