@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TypeProto
 
+from polytool.arrays import MAX_RANK
 from polytool.model import graphs, nodes
 
 # Operators whose inference reads the type of its first input, known or not.
@@ -29,6 +30,7 @@ def infer_untrapped(proto: ModelProto, data_prop: bool = False) -> ModelProto:
     They are hidden at first, which leaves the types of their outputs open, and seen as soon as
     the types of their inputs are known to be harmless; a chain of them takes a round for each.
     """
+    _refuse_endless_shapes(proto.graph)
     if not any(_is_trap(n) for n in _every_node(proto)):
         return onnx.shape_inference.infer_shapes(proto, data_prop=data_prop)
     copy = ModelProto()
@@ -67,6 +69,8 @@ def infer_node(
         onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError,
             ValueError: the node is broken, or more than this can tell.
     """
+    if _has_endless_shape(node, types):
+        raise ValueError("no tensor has so many axes")
     sound = {}
     for name, type_ in types.items():
         sound[name] = copy = TypeProto()
@@ -104,6 +108,21 @@ def _show(graph: GraphProto, inferred: GraphProto, outer: Mapping[str, TypeProto
             node.domain = node.domain.removeprefix(_HIDDEN)
             found = True
     return found
+
+
+def _refuse_endless_shapes(graph: GraphProto) -> None:
+    """Expand-8 makes an axis of every element of a declared vector, in all the memory there is."""
+    expands = [n for n in nodes(graph.node) if n.op_type == "Expand"]
+    types = _types(graph) if expands else {}
+    if any(_has_endless_shape(n, types) for n in expands):
+        raise ValueError("Expand is given a shape of more axes than a tensor has")
+
+
+def _has_endless_shape(node: NodeProto, types: Mapping[str, TypeProto]) -> bool:
+    if node.op_type != "Expand" or node.domain or len(node.input) < 2:
+        return False
+    dims = types.get(node.input[1], TypeProto()).tensor_type.shape.dim
+    return len(dims) == 1 and dims[0].dim_value > MAX_RANK
 
 
 def _types(graph: GraphProto) -> Types:
