@@ -6,6 +6,7 @@ as much as its If. Types and shapes of tensors are not looked at.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -24,6 +25,7 @@ _TYPE_NAMES = frozenset(t.name for t in DType)
 # Attributes that hold an element type; 0 stands for "not given" in two of them.
 _ELEMENT_TYPES = dict.fromkeys(("to", "dtype", "output_datatype", "stash_type"), _TYPES)
 _ELEMENT_TYPES |= dict.fromkeys(("output_dtype", "precision"), _TYPES | {0})
+_EQUATION = re.compile(rb"(?:[A-Za-z,\s]|\.\.\.|->)*")
 Opsets = Mapping[str, int]
 Functions = frozenset[tuple[str, str]]
 
@@ -155,7 +157,7 @@ class _Rules:
             yield f"has {len(given)} values, not one"
         if self.has_bodies:
             yield from _body_faults(node, given, self.since)
-        yield from _number_faults(node, given)
+        yield from _value_faults(node, given)
         if self.op == "Optional":
             yield from _optional_faults(node, given)
 
@@ -177,12 +179,15 @@ def _optional_faults(node: NodeProto, given: Mapping[str, AttributeProto]) -> It
         yield "has neither an input nor a type"
 
 
-def _number_faults(node: NodeProto, given: Mapping[str, AttributeProto]) -> Iterator[str]:
-    """Numbers that no tensor fits, and on which onnx's shape inference crashes."""
+def _value_faults(node: NodeProto, given: Mapping[str, AttributeProto]) -> Iterator[str]:
+    """What no tensor fits, and on which onnx's shape inference crashes, or never ends."""
     if node.op_type == "Transpose" and "perm" in given and not given["perm"].ref_attr_name:
         perm = list(given["perm"].ints)
         if sorted(perm) != list(range(len(perm))):
             yield f"has perm={perm[:_SHOWN]}, which is no order of axes"
+    equation = given["equation"].s if node.op_type == "Einsum" and "equation" in given else b""
+    if not _EQUATION.fullmatch(equation):
+        yield f"has an equation {equation[:40]!r} of more than letters, commas, ... and ->"
     numbers = {n: a.i for n, a in given.items() if a.type == AttributeProto.INT}
     if abs(axis := numbers.get("axis", 0)) > _INT32:
         yield f"has axis={axis}, which no tensor has"

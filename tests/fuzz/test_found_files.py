@@ -20,6 +20,7 @@ MESSAGES = {
     "cast_to_element_type_0": "has to=0, which is no element type",
     "constant_without_value": "has no value",
     "dict_vectorizer_of_a_tensor": "takes a map, but its input 0 ('x') is a tensor",
+    "einsum_of_lone_dots": "of more than letters, commas, ... and ->",
     "element_type_that_does_not_exist": "element type 1000000000, which ONNX does not define",
     "external_location_of_5000_characters": "cannot be read: File name too long",
     "external_location_with_a_null_byte": "is no path",
