@@ -35,10 +35,10 @@ class Sizes:
         return _within(constant.shape if constant is not None else tensor.shape, into.shape)
 
     def elements(self, tensor: Tensor) -> int:
-        """The most elements that `tensor` has in what was probed; 0 where that is not known."""
+        """The most elements that `tensor` has, by its type or the profiles; 0 where none tells."""
         if tensor.spec.is_static and tensor.shape is not None:
             return math.prod(d for d in tensor.shape if isinstance(d, int))
-        found = [p.shape(tensor) for p in self._passes]
+        found = [p.shape(tensor) for p in self._passes] if self._config.profiles else []
         return max((math.prod(shape) for shape in found if shape is not None), default=0)
 
     def same(self, a: Tensor, b: Tensor) -> bool:
