@@ -59,6 +59,12 @@ def node_faults(node: NodeProto, version: int) -> Iterator[str]:
     return iter(())
 
 
+def has_attribute(op: str, domain: str, version: int, name: str) -> bool:
+    """Whether the operator has an attribute of this name, or is none that ONNX defines."""
+    rules = _rules(op, domain, version)
+    return rules is None or name in rules.types
+
+
 def _opsets(entries: Any) -> dict[str, int]:
     found = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in entries}
     return found or {"": 1}

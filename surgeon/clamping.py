@@ -232,6 +232,8 @@ def _range(node: Node, wishes: list[Wish]) -> list[Record] | None:
         return None
     first = wish.ranges.hull(start)
     info = np.iinfo(limit.dtype.numpy)
+    if not info.min <= step * wish.bound <= info.max:
+        return None
     ends = first.low + min(step, 0) * wish.bound, first.high + max(step, 0) * wish.bound
     if limit.dtype.bits < 64 and not info.min <= ends[0] <= ends[1] <= info.max:
         return None  # the sum would wrap around

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from polytool.arrays import MAX_RANK
+from polytool.arrays import MAX_RANK, MAX_SIZE
 from polytool.surgeon.graph import Graph, Node, Value, Workspace
 from polytool.surgeon.infer import infer
 from polytool.surgeon.intervals import Dims, Interval, Ranges
@@ -121,7 +121,7 @@ def _visit(
         if value is None or not decided.size.data or not _is_open(value, decided.dim, dims):
             continue
         high = decided.size.high
-        bound = None if math.isinf(high) or math.isnan(high) else max(int(high), 0)
+        bound = max(int(high), 0) if high <= MAX_SIZE else None  # None for nan too
         symbol = f"{value.name}#{decided.dim}"
         label = f"{path}{node.label}"
         source = Source(value.name, decided.dim, label, node.op, bound, decided.reason)
@@ -237,10 +237,11 @@ def _range(node: Node, ranges: Ranges, _: dict[Value, Known]) -> Iterator[Decide
     start, limit, delta = (ranges.hull(node.input(i)) for i in range(3))
     data = start.data or limit.data or delta.data
     most = math.inf
-    if delta.low > 0 and not math.isinf(limit.high - start.low):
-        most = max(math.ceil((limit.high - start.low) / delta.low), 0)
-    elif delta.high < 0 and not math.isinf(start.high - limit.low):
-        most = max(math.ceil((limit.low - start.high) / delta.high), 0)
+    if delta.low > 0:
+        most = (limit.high - start.low) / delta.low
+    elif delta.high < 0:
+        most = (limit.low - start.high) / delta.high
+    most = max(math.ceil(most), 0) if math.isfinite(most) else math.inf
     yield Decided(0, 0, Interval(0, most, data), "its limits are computed from data")
 
 

@@ -17,6 +17,7 @@ from polytool.errors import ModelError
 from polytool.model import Model
 from polytool.surgeon.types import Type
 from polytool.tensors import DType
+from polytool.validation import has_attribute
 
 
 class Value:
@@ -146,9 +147,13 @@ class Node:
         return self._attributes
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        """The value of an attribute: a number, str, list of those, or TensorProto."""
+        """The value of an attribute: a number, str, list of those, or TensorProto.
+
+        What ONNX does not give the operator is not looked at: it may be of any type.
+        """
         found = self.attributes.get(name)
-        if found is None:
+        version = 0 if self.graph is None else self.version
+        if found is None or not has_attribute(self.op, self.domain, version, name):
             return default
         value = onnx.helper.get_attribute_value(found)
         if isinstance(value, bytes):

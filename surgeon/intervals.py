@@ -22,7 +22,10 @@ _MOST_ENTRIES = 64
 
 @dataclass(frozen=True)
 class Interval:
-    """From `low` to `high`, both included; `data` says whether data decides where in between."""
+    """From `low` to `high`, both included; `data` says whether data decides where in between.
+
+    Both are floats: an integer would grow beyond what arithmetic with infinity takes.
+    """
 
     low: float
     high: float
@@ -112,7 +115,7 @@ class Ranges:
         shape = value.shape
         dim = shape[index] if shape is not None and index < len(shape) else None
         if isinstance(dim, int):
-            return Interval(dim, dim, False)
+            return Interval(float(dim), float(dim), False)
         if isinstance(dim, str) and dim in self.dims.bounds:
             bound = self.dims.bounds[dim]
             return Interval(0, _INF if bound is None else bound, True)
@@ -122,12 +125,12 @@ class Ranges:
 
 def _limits(dtype: DType | None) -> tuple[float, float]:
     if dtype is DType.BOOL:
-        return 0, 1
+        return 0.0, 1.0
     if dtype is not None and dtype.is_integer and dtype.bits < 64:
         unsigned = dtype.name.startswith("U")
         top = 1 << (dtype.bits - (0 if unsigned else 1))
-        return (0 if unsigned else -top), top - 1
-    return (0 if dtype is DType.UINT64 else -_INF), _INF
+        return (0.0 if unsigned else -float(top)), top - 1.0
+    return (0.0 if dtype is DType.UINT64 else -_INF), _INF
 
 
 Rule = Callable[[Node, Ranges], "Content | None"]
@@ -234,7 +237,7 @@ def _binary(op: str, a: Interval, b: Interval) -> Interval:
     if op == "Mul":
         products = [0.0 if x == 0 or y == 0 else x * y for x, y in pairs]
         return Interval(min(products), max(products), data)
-    if b.low <= 0 <= b.high:
+    if not (b.low > 0 or b.high < 0):  # nan is neither
         return Interval(-_INF, _INF, data)
     quotients = [0.0 if math.isinf(y) else x / y for x, y in pairs]
     return Interval(min(quotients), max(quotients), data)

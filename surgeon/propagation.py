@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from polytool.arrays import MAX_SIZE
 from polytool.surgeon.graph import Node
 from polytool.surgeon.shape_values import Entry, Reader, dim, slice_bounds
 from polytool.surgeon.types import Type, type_proto
@@ -57,6 +58,7 @@ def _shape_of(node: Node, read: Reader) -> Sequence[Entry] | None:
 def refine(node: Node, shape: Sequence[Entry]) -> None:
     """Note what is known of the shape of a node's first output."""
     value, workspace = node.output, node.where.workspace
+    shape = [None if isinstance(d, int) and not 0 <= d <= MAX_SIZE else d for d in shape]
     dtype = value.dtype
     if dtype is None and node.domain == "com.microsoft" and node.inputs[0] is not None:
         dtype = node.inputs[0].dtype  # true of all that have a rule

@@ -85,7 +85,11 @@ def content_of(node: Node, read: Reader) -> Known | None:
     if rule is None or node.has_references:
         return None
     found = rule(node, read)
-    return found if found is not None and len(found.entries) <= MOST_ENTRIES else None
+    if found is None or len(found.entries) > MOST_ENTRIES:
+        return None
+    if any(isinstance(e, int) and not -(1 << 63) <= e < 1 << 63 for e in found.entries):
+        return None  # the sum or product wraps around
+    return found
 
 
 def dim(value: Value, index: int) -> Entry:
@@ -205,7 +209,7 @@ def _rearrange(node: Node, read: Reader) -> Known | None:
 @content("Split")
 def _split(node: Node, read: Reader) -> Known | None:
     found, size = read(node.input(0)), node.output.shape
-    if found is None or found.scalar or size is None or not isinstance(size[0], int):
+    if found is None or found.scalar or not size or not isinstance(size[0], int):
         return None
     return Known(found.entries[: size[0]])
 

@@ -38,6 +38,7 @@ MESSAGES = {
     "opset_0": "imports opset 0, which cannot exist",
     "opset_beyond_32_bits": "which cannot exist",
     "optional_of_neither_input_nor_type": "has neither an input nor a type",
+    "resize_of_an_axis_that_is_a_list": "the engine knows no attribute axis of it",
     "resize_to_minus_1": "Resize cannot make axes of sizes [-1]",
     "scan_with_more_body_inputs_than_it_hands_over": "has a body 'body' with 2 inputs, not 1",
     "scan_before_opset_8": "is no operator of opset 7",
