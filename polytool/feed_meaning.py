@@ -40,6 +40,7 @@ _INDEXES: Mapping[str, tuple[int, int]] = {
     "Scatter": (1, 0),
 }
 _CONSTANT_THROUGH = ("Identity", "Cast", "Reshape", "Expand", "Unsqueeze", "Squeeze")
+_DOMAINS = ("", "ai.onnx", "com.microsoft")  # functions of others may have the same names
 _MOST_STEPS = 5000
 
 
@@ -94,7 +95,7 @@ class Meanings:
         return found
 
     def _use(self, scope: str, node: onnx.NodeProto, position: int) -> Iterator[Use]:
-        op = node.op_type
+        op = node.op_type if node.domain in _DOMAINS else ""
         if op in _INDEXES and position == _INDEXES[op][0]:
             data = (scope, node.input[_INDEXES[op][1]])
             found = self._find_constant(data)
@@ -118,7 +119,7 @@ class Meanings:
             return None
         if node.op_type in ("GatherND", "ScatterND"):
             batch = _int_attribute(node, "batch_dims", 0)
-            return shape[batch] if batch < len(shape) else None
+            return shape[batch] if 0 <= batch < len(shape) else None
         axis = _int_attribute(node, "axis", 0)
         return shape[axis] if -len(shape) <= axis < len(shape) else None
 

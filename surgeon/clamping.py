@@ -95,8 +95,11 @@ def clamped(graph: Graph, value: Value, limits: list[float | None]) -> Value:
     dtype = value.dtype
     assert dtype is not None
     opset = graph.opsets.get("", 1)
-    largest = math.inf if dtype.is_float else int(np.iinfo(dtype.numpy).max)
-    array = np.array([largest if x is None else min(x, largest) for x in limits], dtype.numpy)
+    lowest, largest = -math.inf, math.inf
+    if not dtype.is_float:
+        lowest, largest = int(np.iinfo(dtype.numpy).min), int(np.iinfo(dtype.numpy).max)
+    exact = [largest if x is None else max(min(x, largest), lowest) for x in limits]
+    array = np.array(exact, dtype.numpy)
     array = array.reshape(()) if value.shape == () else array
     limit = graph.add_array(array, f"{value.name}_bound", dtype)
     out = f"{value.name}_bounded"
@@ -209,7 +212,9 @@ def _pad(node: Node, wishes: list[Wish]) -> list[Record] | None:
         room = max(wish.bound - size, 0)
         ends = [wish.decided.element, wish.decided.element + rank]
         intervals = [wish.ranges.entry(pads, end) for end in ends]
-        fixed = [int(i.low) if i.low == i.high else None for i in intervals]
+        fixed = [
+            int(i.low) if i.low == i.high and math.isfinite(i.low) else None for i in intervals
+        ]
         if fixed[0] is not None and fixed[1] is None:
             limits[ends[1]] = room - fixed[0]
         elif fixed[1] is not None and fixed[0] is None:

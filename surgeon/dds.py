@@ -121,7 +121,7 @@ def _visit(
         if value is None or not decided.size.data or not _is_open(value, decided.dim, dims):
             continue
         high = decided.size.high
-        bound = max(int(high), 0) if high <= MAX_SIZE else None  # None for nan too
+        bound = int(max(high, 0)) if high <= MAX_SIZE else None  # None for nan too
         symbol = f"{value.name}#{decided.dim}"
         label = f"{path}{node.label}"
         source = Source(value.name, decided.dim, label, node.op, bound, decided.reason)

@@ -236,7 +236,7 @@ def _step(layer: Layer, mode: Mode) -> Step:
 def _compile(layer: Layer, mode: Mode) -> Launch:
     try:
         return choose(layer, mode).compile(layer, mode)
-    except (ValueError, IndexError) as err:
+    except (ValueError, IndexError, ArithmeticError) as err:
         nodes = ", ".join(layer.origin) or layer.name
         raise RunnerError(
             f"node {nodes} ({layer.kind}) cannot be prepared: {err}; check the shapes of its "
