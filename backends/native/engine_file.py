@@ -204,7 +204,7 @@ class _Constants:
     def _make(self, index: int, row: dict[str, Any]) -> Constant:
         dtype, shape = DType(row["dtype"]), tuple(int(d) for d in row["shape"])
         if dtype is DType.STRING:
-            text = np.array(row["text"], dtype=object).reshape(shape)
+            text = np.array([as_text(t) for t in row["text"]], dtype=object).reshape(shape)
             return Constant(dtype, shape, lambda: text)
         size = arrays.packed_size(dtype, shape)
         raw = self.parts[f"weights/{index}"]

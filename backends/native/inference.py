@@ -14,6 +14,7 @@ from polytool.model import graphs, nodes
 from polytool.validation import validate
 
 _LONGEST_VALUE = 1 << 16
+_MOST_FOLLOWED = 1 << 20  # elements of all vectors; each becomes a symbol of some 60 bytes
 _SMALL, _LARGE_NUMBER = 64, 512
 _OPAQUE = "polytool.opaque"
 
@@ -34,9 +35,10 @@ def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
     proto = without_negative_sizes(proto)
     try:
         follow = True
-        if _has_large_numbers(proto.graph):
+        if _has_large_numbers(proto.graph) or _has_long_chains(proto.graph):
             inferred = infer_untrapped(proto)
             follow = not _has_long_vectors(inferred.graph)
+            follow = follow and _vector_elements(inferred.graph) <= _MOST_FOLLOWED
         if follow:
             inferred = infer_untrapped(proto, data_prop=True)
         if any(o.version == 10 and not normal_domain(o.domain) for o in proto.opset_import):
@@ -107,6 +109,20 @@ def _is_large(tensor: onnx.TensorProto) -> bool:
     except ModelError:
         return False
     return values.dtype.kind in "iuf" and bool((np.abs(values) > _LARGE_NUMBER).any())
+
+
+def _has_long_chains(graph: onnx.GraphProto) -> bool:
+    """Whether vectors as long as a declared axis could be too many, one a node."""
+    infos = (*graph.input, *graph.value_info, *graph.output)
+    sizes = (d.dim_value for i in infos for d in i.type.tensor_type.shape.dim)
+    return max(sizes, default=0) * sum(1 for _ in nodes(graph.node)) > _MOST_FOLLOWED
+
+
+def _vector_elements(graph: onnx.GraphProto) -> int:
+    """Elements of all tensors of one axis, in bodies too."""
+    shapes = (i.type.tensor_type.shape.dim for i in (*graph.value_info, *graph.output))
+    own: int = sum(dims[0].dim_value for dims in shapes if len(dims) == 1)
+    return own + sum(_vector_elements(body) for node in graph.node for body in graphs(node))
 
 
 def _has_long_vectors(graph: onnx.GraphProto) -> bool:

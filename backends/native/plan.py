@@ -22,7 +22,7 @@ from polytool.backends.native.network import (
     ValueOf,
 )
 from polytool.backends.native.numerics import PRECISIONS
-from polytool.backends.native.types import most_outputs, output_dtypes
+from polytool.backends.native.types import misfit, most_outputs, output_dtypes
 from polytool.tensors import DType
 
 JSON = dict[str, Any]
@@ -246,7 +246,10 @@ def _check_order(network: Network, outer: set[Tensor]) -> None:
 
 
 def _check_types(node: Node) -> None:
-    """No type is missing that the inputs decide, and there are no more outputs than it has."""
+    """Inputs are of its kind, no type that they decide is missing, it has no outputs too many."""
+    for index, tensor in enumerate(node.inputs):
+        if tensor is not None and (why := misfit(node, index, tensor.container, tensor.dtype)):
+            raise ValueError(f"node {node.op} {why.format(f'its input {index}')}")
     most = most_outputs(node.domain, node.op, node.version)
     if most is not None and len(node.outputs) > most:
         raise ValueError(f"node {node.op} has {len(node.outputs)} outputs, not {most}")

@@ -18,6 +18,7 @@ from polytool.backends.native.numerics import load, storage, store
 from polytool.backends.native.tactics import choose
 from polytool.backends.native.tactics.base import Launch, Mode
 from polytool.backends.native.tactics.numpy_generic import stored_constant
+from polytool.backends.native.types import misfit
 from polytool.collection import paused_collection
 from polytool.errors import PolytoolError, RunnerError
 from polytool.tensors import DType
@@ -153,7 +154,9 @@ class Program:
             except PolytoolError:
                 raise
             except Exception as err:
-                raise _failure(step.layer, [*map(get, sources)], err) from err
+                given = [*map(get, sources)]
+                _refuse_kinds(step.layer, given)
+                raise _failure(step.layer, given, err) from err
             if watch is not None:
                 watch(step.layer, [*map(get, targets)])
             for place in dead:
@@ -264,6 +267,26 @@ def as_stored(value: Any, tensor: Tensor, exact: bool, mode: Mode) -> Any:
     if exact:
         return load(array, tensor.dtype, wide=mode.wide)
     return store(array, tensor.dtype, wide=mode.wide)
+
+
+def _refuse_kinds(layer: Layer, arguments: Sequence[Any]) -> None:
+    """Say so if a layer that failed was given a sequence, a map or text that it does not take.
+
+    Nobody knows before which branch of an If gives one.
+    """
+    given = dict(zip(layer.inputs, arguments, strict=False))
+    for node in layer.nodes:
+        for index, tensor in enumerate(node.inputs):
+            value = given.get(tensor) if tensor is not None else None
+            if value is None or tensor is None:
+                continue
+            kind = "map" if isinstance(value, dict) else "tensor"
+            kind = "sequence" if isinstance(value, list) else kind
+            text = getattr(getattr(value, "dtype", None), "kind", "") == "O"
+            if why := misfit(node, index, kind, DType.STRING if text else DType.FLOAT):
+                nodes = ", ".join(layer.origin) or layer.name
+                shown = why.format(f"its input {index} ({tensor.name!r})")
+                raise RunnerError(f"node {nodes} ({node.op}) {shown}; re-export the model")
 
 
 def _failure(layer: Layer, arguments: Sequence[Any], err: Exception) -> RunnerError:

@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -15,7 +16,8 @@ from polytool.backends.native.builder import engine_from_onnx
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.engine import Engine
 from polytool.backends.native.engine_file import verify
-from polytool.errors import ModelError
+from polytool.backends.native.runner import NativeRunner
+from polytool.errors import ModelError, RunnerError
 
 MODEL = """<ir_version: 9, opset_import: ["" : 20]>
 g (float[2,2] x, bool c) => (float[N,2] y, float[M] z) <float[2,2] w = {1, 2, 3, 4}> {
@@ -104,6 +106,9 @@ CHANGES = {
     ].update(outputs=[], output_names=[]),
     "an output without a name": lambda p: p["network"]["output_names"].pop(),
     "precisions in a file elsewhere": lambda p: p["config"].update(layer_precisions="/etc/passwd"),
+    "an input that is a sequence": lambda p: p["tensors"][
+        layer(p, 0)["nodes"][0]["inputs"][0]
+    ].update(container="sequence"),
     "a weight without a checksum": lambda p: p["parts"][0].pop("crc32"),
     "a result without its element type": lambda p: [t.pop("dtype", 0) for t in p["tensors"]],
     "a weight of no element type": lambda p: p["parts"][0].update(dtype=0),
@@ -117,13 +122,53 @@ def test_a_plan_that_cannot_be_is_refused(sound: Path, tmp_path: Path, name: str
         Engine.load(path, device="cpu")
 
 
-def test_layers_that_cannot_be_prepared_are_told(sound: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("op", "attrs", "why"),
+    [
+        ("Conv", {"strides": 7}, "its attribute 'strides' is no Ints"),
+        ("Conv", {"strides": [1.5, 1]}, "its attribute 'strides' is no Ints"),
+        ("Conv", {"auto_pad": 7}, "its attribute 'auto_pad' is no str"),
+    ],
+)
+def test_attributes_of_another_type_are_told(
+    sound: Path, tmp_path: Path, op: str, attrs: Any, why: str
+) -> None:
     def change(plan: Any) -> None:
-        layer(plan, 0)["nodes"][0].update(op="Conv", attrs={"strides": 7})
+        layer(plan, 0)["nodes"][0].update(op=op, attrs=attrs)
 
-    engine = Engine.load(rewritten(sound, tmp_path / "m.engine", change), device="cpu")
-    with pytest.raises(ModelError, match="its layers cannot be prepared"):
-        engine.program  # noqa: B018  # building it is what is tested
+    with pytest.raises(ModelError, match=why):
+        Engine.load(rewritten(sound, tmp_path / "m.engine", change), device="cpu")
+
+
+def test_splitting_counts_no_parts_that_nobody_takes(tmp_path: Path) -> None:
+    split = """<ir_version: 9, opset_import: ["" : 20]>
+    g (float[6] x) => (float[3] y, float[3] z) { y, z = Split <num_outputs: int = 2> (x) }"""
+    path = tmp_path / "split.engine"
+    engine_from_onnx(onnx.parser.parse_model(split), BuilderConfig(device="cpu")).save(path)
+
+    def change(plan: Any) -> None:
+        layer(plan, 0)["nodes"][0]["attrs"]["num_outputs"] = 10**9
+
+    with NativeRunner(
+        Engine.load(rewritten(path, tmp_path / "m.engine", change), device="cpu")
+    ) as runner:
+        made = runner.infer({"x": np.zeros(6, np.float32)})
+    assert made["y"].shape == (1,)
+
+
+def test_a_branch_that_gives_a_sequence_is_told_where_a_tensor_is_needed() -> None:
+    model = """<ir_version: 9, opset_import: ["" : 20]>
+    g (bool c, float[2] x) => (float[M] z) {
+        y = If (c) <
+            then_branch = t () => (float[2] a) { a = Neg(x) },
+            else_branch = e () => (seq(float[2]) b) { b = SequenceConstruct(x) }
+        >
+        z = Softmax(y)
+    }"""
+    engine = engine_from_onnx(onnx.parser.parse_model(model), BuilderConfig(device="cpu"))
+    feeds = {"c": np.array(False), "x": np.zeros(2, np.float32)}
+    with NativeRunner(engine) as runner, pytest.raises(RunnerError, match="takes no sequence"):
+        runner.infer(feeds)
 
 
 def test_a_scan_whose_body_takes_less_is_refused(tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def split(
 ) -> tuple[Array, ...]:
     """Views of `x` cut along `axis` into `sizes`, or into equal parts, the last one shorter."""
     given = None if sizes is None else sizes.tolist()
-    lengths = _parts(x.shape[axis], given, num_outputs or n_outputs)
+    lengths = _parts(x.shape[axis], given, num_outputs or n_outputs, n_outputs)
     return cut(x, lengths[:n_outputs], axis)
 
 
@@ -259,7 +259,7 @@ def split_shape(
     if sizes is not None and sizes.value is None:
         return None
     given = None if sizes is None else sizes.value.tolist()
-    lengths = _parts(x.shape[axis], given, num_outputs or n_outputs)
+    lengths = _parts(x.shape[axis], given, num_outputs or n_outputs, n_outputs)
     at = axis % len(x.shape)
     return [(*x.shape[:at], n, *x.shape[at + 1 :]) for n in lengths[:n_outputs]]
 
@@ -275,10 +275,11 @@ def cut(x: Array, lengths: Iterable[int], axis: int) -> tuple[Array, ...]:
     return tuple(parts)
 
 
-def _parts(length: int, sizes: list[int] | None, count: int) -> list[int]:
+def _parts(length: int, sizes: list[int] | None, count: int, wanted: int) -> list[int]:
+    """The first `wanted` of `count` lengths."""
     if sizes is None:
         step = -(-length // count)
-        return [max(0, min(step, length - i * step)) for i in range(count)]
+        return [max(0, min(step, length - i * step)) for i in range(min(count, wanted))]
     if sum(sizes) != length or len(sizes) < count:
         raise RunnerError(f"Split cannot cut an axis of {length} into {count} parts of {sizes}")
     return sizes

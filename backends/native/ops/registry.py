@@ -64,7 +64,7 @@ class Operator:
     def misfit(self, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> str | None:
         """Why it cannot be called with these inputs (None is absent) and attributes, or None."""
         given = tuple(x is not None for x in inputs)
-        kinds = frozenset((k, type(v)) for k, v in attributes.items() if k in self.wants)
+        kinds = frozenset((k, _kind(v)) for k, v in attributes.items() if k in self.wants)
         return _misfit(self.function, given, kinds)
 
 
@@ -265,13 +265,16 @@ def _keywords(function: Function) -> frozenset[str]:
     return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
-_KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,)}
+_Kind = tuple[type, frozenset[type]]
+_ELEMENTS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,)}
+_LISTS = {"Ints": "int", "Floats": "float", "Strings": "str"}
+_LISTS |= {f"Sequence[{name}]": name for name in _ELEMENTS}
 _FILLED_IN = frozenset({"n_outputs", "out_dtypes", "in_dtypes"})  # by the executor
 
 
 @cache
 def _misfit(
-    function: Function, given: tuple[bool, ...], attributes: frozenset[tuple[str, type]]
+    function: Function, given: tuple[bool, ...], attributes: frozenset[tuple[str, _Kind]]
 ) -> str | None:
     names = {name for name, _ in attributes} | (_keywords(function) & _FILLED_IN)
     signature = inspect.signature(function)
@@ -288,6 +291,20 @@ def _misfit(
         return f"one of its inputs {rest.name!r} is left out"
     for name, kind in attributes:
         annotation = str(signature.parameters[name].annotation).removesuffix(" | None")
-        if kind not in _KINDS.get(annotation, (kind,)):
+        if not _fits(kind, annotation):
             return f"its attribute {name!r} is no {annotation}"
     return None
+
+
+def _kind(value: Any) -> _Kind:
+    """The type of an attribute, and the types of its elements if it is a list."""
+    return type(value), frozenset(map(type, value) if isinstance(value, (list, tuple)) else ())
+
+
+def _fits(kind: _Kind, annotation: str) -> bool:
+    outer, inner = kind
+    if annotation == "Array":
+        return issubclass(outer, np.ndarray)
+    if annotation in _LISTS:
+        return issubclass(outer, (list, tuple)) and inner <= {*_ELEMENTS[_LISTS[annotation]]}
+    return outer in _ELEMENTS.get(annotation, (outer,))
