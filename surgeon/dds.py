@@ -163,9 +163,20 @@ def decisions(node: Node, ranges: Ranges, known: dict[Value, Known]) -> Iterator
     rule = _RULES.get(node.op) if not node.domain and not node.has_references else None
     if rule is None or (node.op != "Loop" and any(v is None for v in node.inputs[:1])):
         return  # a Loop may do without a count
-    if not _axes_fit(node):
+    if not _axes_fit(node) or not _kinds_fit(node):
         return  # the model is broken, and nothing can be told
     yield from rule(node, ranges, known)
+
+
+def _kinds_fit(node: Node) -> bool:
+    """Whether inputs are numbers, text or sequences as the operator takes them."""
+    from polytool.backends.native.types import misfit
+
+    return not any(
+        misfit(node, index, value.type.kind if value.type else "tensor", value.dtype)
+        for index, value in enumerate(node.inputs)
+        if value is not None
+    )
 
 
 def _axes_fit(node: Node) -> bool:

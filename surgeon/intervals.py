@@ -237,7 +237,7 @@ def _binary(op: str, a: Interval, b: Interval) -> Interval:
     if op == "Mul":
         products = [0.0 if x == 0 or y == 0 else x * y for x, y in pairs]
         return Interval(min(products), max(products), data)
-    if not (b.low > 0 or b.high < 0):  # nan is neither
+    if not (min(b.low, b.high) > 0 or max(b.low, b.high) < 0):  # nan is neither, -1 of nothing both
         return Interval(-_INF, _INF, data)
     quotients = [0.0 if math.isinf(y) else x / y for x, y in pairs]
     return Interval(min(quotients), max(quotients), data)

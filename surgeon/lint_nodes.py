@@ -130,7 +130,7 @@ def _shape_faults(node: Node, schema: Any) -> list[str]:
         return []
     values = {v.name: v for v in node.inputs if v is not None}
     types = {name: proto for name, v in values.items() if (proto := _proto(v)) is not None}
-    if len(types) < len(values) or any(_is_long(proto) for proto in types.values()):
+    if len(types) < len(values):
         return []
     data = {
         name: tensor
@@ -162,12 +162,6 @@ def _content(value: Value) -> onnx.TensorProto | None:
         return tensor
     numbers = node.attribute("value_ints")
     return None if numbers is None else arrays.to_tensor(np.asarray(numbers, np.int64))
-
-
-def _is_long(proto: onnx.TypeProto) -> bool:
-    """A vector of which inference would follow every element, in all the memory there is."""
-    dims = proto.tensor_type.shape.dim
-    return len(dims) == 1 and dims[0].dim_value > _MOST_DATA**2
 
 
 def _renamed(node: Node) -> onnx.NodeProto:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
-from onnx import AttributeProto, TensorProto
+from onnx import AttributeProto
 
-from polytool import arrays
-from polytool.backends.native.inference_traps import infer_untrapped, without_negative_sizes
+from polytool.backends.native.inference_traps import (
+    exceeds,
+    infer_untrapped,
+    without_negative_sizes,
+)
 from polytool.backends.native.protos import normal_domain
 from polytool.errors import ModelError
 from polytool.model import graphs, nodes
@@ -15,7 +17,7 @@ from polytool.validation import validate
 
 _LONGEST_VALUE = 1 << 16
 _MOST_FOLLOWED = 1 << 20  # elements of all vectors; each becomes a symbol of some 60 bytes
-_SMALL, _LARGE_NUMBER = 64, 512
+_LARGE_NUMBER = 512
 _OPAQUE = "polytool.opaque"
 
 
@@ -89,26 +91,16 @@ def _has_large_numbers(graph: onnx.GraphProto) -> bool:
     """Whether something in the graph could be a large dimension."""
     if _has_long_vectors(graph):
         return True
-    tensors = [t for t in graph.initializer if sum(t.dims) <= _SMALL]
+    tensors = list(graph.initializer)
     for node in graph.node:
         for attribute in node.attribute:
-            if attribute.type == AttributeProto.TENSOR and sum(attribute.t.dims) <= _SMALL:
+            if attribute.type == AttributeProto.TENSOR:
                 tensors.append(attribute.t)
             elif (
                 attribute.type == AttributeProto.GRAPH and _has_large_numbers(attribute.g)
             ) or max(attribute.ints, default=attribute.i) > _LARGE_NUMBER:
                 return True
-    return any(map(_is_large, tensors))
-
-
-def _is_large(tensor: onnx.TensorProto) -> bool:
-    if tensor.data_location == tensor.EXTERNAL or tensor.data_type == TensorProto.STRING:
-        return False
-    try:
-        values = arrays.decode(tensor)
-    except ModelError:
-        return False
-    return values.dtype.kind in "iuf" and bool((np.abs(values) > _LARGE_NUMBER).any())
+    return any(exceeds(t, _LARGE_NUMBER) for t in tensors)
 
 
 def _has_long_chains(graph: onnx.GraphProto) -> bool:

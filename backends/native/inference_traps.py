@@ -6,13 +6,17 @@ some operators' inference reads the type of an input without asking whether it i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TypeProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
 
+from polytool import arrays
 from polytool.arrays import MAX_RANK
+from polytool.errors import ModelError
 from polytool.model import graphs, nodes
 
 # Operators whose inference reads the type of its first input, known or not.
@@ -21,6 +25,9 @@ _READS_TYPE = {
     *(("ai.onnx.ml", name) for name in ("DictVectorizer", "LabelEncoder", "TreeEnsemble")),
 }
 _HIDDEN = "polytool.hidden."
+_SHAPED = ("tensor_type", "sparse_tensor_type")
+_FEW = 64  # numbers in a tensor that may be sizes
+_HUGE = 1 << 20  # elements of a vector that inference may follow, each by itself
 Types = dict[str, TypeProto]
 
 
@@ -30,8 +37,10 @@ def infer_untrapped(proto: ModelProto, data_prop: bool = False) -> ModelProto:
     They are hidden at first, which leaves the types of their outputs open, and seen as soon as
     the types of their inputs are known to be harmless; a chain of them takes a round for each.
     """
-    _refuse_endless_shapes(proto.graph)
-    if not any(_is_trap(n) for n in _every_node(proto)):
+    traps = _READS_TYPE | {("", "GatherND")}
+    if _has_huge_sizes(proto):
+        traps.add(("", "Expand"))
+    if not any(_key(n) in traps for n in _every_node(proto)):
         return onnx.shape_inference.infer_shapes(proto, data_prop=data_prop)
     copy = ModelProto()
     copy.CopyFrom(proto)
@@ -39,7 +48,7 @@ def infer_untrapped(proto: ModelProto, data_prop: bool = False) -> ModelProto:
         for domain in ("", "ai.onnx", "ai.onnx.ml"):
             importer.opset_import.add(domain=_HIDDEN + domain, version=1)
     for node in _every_node(copy):
-        if _is_trap(node):
+        if _key(node) in traps:
             node.domain = _HIDDEN + node.domain
     while True:
         inferred = onnx.shape_inference.infer_shapes(copy, data_prop=data_prop)
@@ -69,8 +78,8 @@ def infer_node(
         onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError,
             ValueError: the node is broken, or more than this can tell.
     """
-    if _has_endless_shape(node, types):
-        raise ValueError("no tensor has so many axes")
+    if any(_length(type_) > _HUGE for type_ in types.values()):
+        raise ValueError("inference would follow every element of a huge vector")
     sound = {}
     for name, type_ in types.items():
         sound[name] = copy = TypeProto()
@@ -92,9 +101,58 @@ def _every_node(proto: ModelProto) -> Iterator[NodeProto]:
         yield from nodes(function.node)
 
 
-def _is_trap(node: NodeProto) -> bool:
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    return (domain, node.op_type) in _READS_TYPE or (not domain and node.op_type == "GatherND")
+def _key(node: NodeProto) -> tuple[str, str]:
+    return "" if node.domain == "ai.onnx" else node.domain, node.op_type
+
+
+def _length(type_: TypeProto) -> int:
+    """The elements of a vector; 0 for what is none, or of unknown size."""
+    dims = type_.tensor_type.shape.dim
+    return int(dims[0].dim_value) if len(dims) == 1 else 0
+
+
+def _has_huge_sizes(proto: ModelProto) -> bool:
+    """Whether a huge vector may be somewhere: Expand-8 makes an axis of each element of its shape.
+
+    Numbers that only say where a Slice ends do not count.
+    """
+    every = list(_every_node(proto))
+    others = [n for n in every if n.op_type != "Slice"]
+    ends = {name for n in every if n.op_type == "Slice" for name in n.input[1:]}
+    tensors = [t for t in _initializers(proto.graph) if t.name not in ends]
+    constants = (n for n in others if not ends.intersection(n.output))
+    tensors += [a.t for n in constants for a in n.attribute if a.type == AttributeProto.TENSOR]
+    sizes = [math.prod(_sizes(type_)) for type_ in _declared(proto)]
+    sizes += [size for tensor in tensors for size in tensor.dims]
+    sizes += [number for n in others for a in n.attribute for number in (a.i, *a.ints)]
+    return max(sizes, default=0) > _HUGE or any(exceeds(t, _HUGE) for t in tensors)
+
+
+def _sizes(type_: TypeProto) -> list[int]:
+    kind = type_.WhichOneof("value")
+    dims = getattr(type_, kind).shape.dim if kind in _SHAPED else ()
+    return [max(d.dim_value, 1) for d in dims]
+
+
+def exceeds(tensor: TensorProto, limit: int) -> bool:
+    """Whether a tensor of a few numbers holds one that is larger; False where nobody can tell."""
+    if tensor.data_location == TensorProto.EXTERNAL or tensor.data_type == TensorProto.STRING:
+        return False
+    if sum(tensor.dims) > _FEW:
+        return False
+    try:
+        values = arrays.decode(tensor)
+    except ModelError:
+        return False
+    # As float64: a limit beyond float16 would overflow in being compared.
+    return values.dtype.kind in "iuf" and bool((np.abs(values.astype(np.float64)) > limit).any())
+
+
+def _initializers(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for body in graphs(node):
+            yield from _initializers(body)
 
 
 def _show(graph: GraphProto, inferred: GraphProto, outer: Mapping[str, TypeProto]) -> bool:
@@ -110,21 +168,6 @@ def _show(graph: GraphProto, inferred: GraphProto, outer: Mapping[str, TypeProto
     return found
 
 
-def _refuse_endless_shapes(graph: GraphProto) -> None:
-    """Expand-8 makes an axis of every element of a declared vector, in all the memory there is."""
-    expands = [n for n in nodes(graph.node) if n.op_type == "Expand"]
-    types = _types(graph) if expands else {}
-    if any(_has_endless_shape(n, types) for n in expands):
-        raise ValueError("Expand is given a shape of more axes than a tensor has")
-
-
-def _has_endless_shape(node: NodeProto, types: Mapping[str, TypeProto]) -> bool:
-    if node.op_type != "Expand" or node.domain or len(node.input) < 2:
-        return False
-    dims = types.get(node.input[1], TypeProto()).tensor_type.shape.dim
-    return len(dims) == 1 and dims[0].dim_value > MAX_RANK
-
-
 def _types(graph: GraphProto) -> Types:
     found = {v.name: v.type for v in (*graph.input, *graph.value_info, *graph.output)}
     for tensor in graph.initializer:
@@ -133,9 +176,11 @@ def _types(graph: GraphProto) -> Types:
 
 
 def _is_harmless(node: NodeProto, types: Mapping[str, TypeProto]) -> bool:
-    type_ = types.get(node.input[-1 if node.op_type == "GatherND" else 0])
+    type_ = types.get(node.input[-1 if node.op_type in ("GatherND", "Expand") else 0])
     if type_ is None or type_.WhichOneof("value") is None:
         return False
+    if node.op_type == "Expand":
+        return _length(type_) <= MAX_RANK
     return node.op_type != "GatherND" or all(d.dim_value >= 0 for d in type_.tensor_type.shape.dim)
 
 
@@ -181,6 +226,6 @@ def _negative(type_: TypeProto) -> list[Any]:
         return _negative(getattr(type_, kind).elem_type)
     if kind == "map_type":
         return _negative(type_.map_type.value_type)
-    if kind not in ("tensor_type", "sparse_tensor_type"):
+    if kind not in _SHAPED:
         return []
     return [d for d in getattr(type_, kind).shape.dim if d.dim_value < 0]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from polytool.backends.native.ops.registry import Arg, Array, dtypes, op, shape
+from polytool.backends.native.ops.registry import Arg, Array, dtypes, entries, op, shape
 from polytool.tensors import DType
 
 Dims = tuple[int, ...]
@@ -69,14 +69,14 @@ def constant_dtypes(inputs: list[DType | None], **attrs: Any) -> list[DType]:
 def constant_of_shape(xp: Any, dims: Array, *, value: Array | None = None) -> Array:
     """A tensor of the given shape, all elements alike; float32 zeros by default."""
     if value is None:
-        return xp.zeros(dims.tolist(), np.float32)
-    return xp.full(dims.tolist(), value.item(), value.dtype)
+        return xp.zeros(entries(dims), np.float32)
+    return xp.full(entries(dims), value.item(), value.dtype)
 
 
 @shape("ConstantOfShape")
 def constant_of_shape_shape(dims: Arg, *, value: Array | None = None) -> Dims | None:
     """What the input says."""
-    return None if dims.value is None else tuple(dims.value.tolist())
+    return None if dims.value is None else tuple(entries(dims.value))
 
 
 @dtypes("ConstantOfShape")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from polytool.backends.native.ops.registry import Arg, Array, Node, op, shape, upgrade
+from polytool.backends.native.ops.registry import Arg, Array, Node, entries, op, shape, upgrade
 
 Dims = tuple[int, ...]
 Index = tuple[Any, ...]
@@ -158,16 +158,15 @@ def _slices(
 ) -> tuple[slice, ...]:
     """Python's slices clamp as ONNX does, but for a backward start before the first element."""
     index = [slice(None)] * len(dims)
-    first, last = starts.tolist(), ends.tolist()
-    along = range(len(first)) if axes is None else axes.tolist()
-    strides = [1] * len(first) if steps is None else steps.tolist()
+    first, last = entries(starts), entries(ends)
+    along = range(len(first)) if axes is None else entries(axes)
+    strides = [1] * len(first) if steps is None else entries(steps)
     for axis, start, end, step in zip(along, first, last, strides, strict=True):
         length = dims[axis]
         if step < 0 and start < -length:
             start = -length
-        if step < 0 and end < -length:
-            end = None
-        index[axis] = slice(start, end, step)
+        to_front = step < 0 and end < -length
+        index[axis] = slice(start, None if to_front else end, step)
     return tuple(index)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from polytool.backends.native.ops.registry import Arg, Array, Node, op, shape, upgrade
+from polytool.backends.native.ops.registry import Arg, Array, Node, entries, op, shape, upgrade
 from polytool.errors import RunnerError
 
 Dims = tuple[int, ...]
@@ -31,7 +31,7 @@ def identity_shape(x: Arg) -> Dims:
 @op("Reshape", since=5, exact=True, host=(1,))
 def reshape(xp: Any, x: Array, dims: Array, *, allowzero: int = 0) -> Array:
     """The same elements in another shape; 0 keeps a dimension, -1 is what is left."""
-    return x.reshape(_resolved(x.shape, dims.tolist(), allowzero))
+    return x.reshape(_resolved(x.shape, entries(dims), allowzero))
 
 
 @shape("Reshape")
@@ -39,7 +39,7 @@ def reshape_shape(x: Arg, dims: Arg, *, allowzero: int = 0) -> Dims | None:
     """The shape that the second input gives."""
     if dims.value is None:
         return None
-    return _resolved(x.shape, dims.value.tolist(), allowzero)
+    return _resolved(x.shape, entries(dims.value), allowzero)
 
 
 def _resolved(old: Dims, new: list[int], allowzero: int) -> Dims:
@@ -147,7 +147,7 @@ def transpose_shape(x: Arg, *, perm: Sequence[int] | None = None) -> Dims:
 @op("Expand", since=8, exact=True, host=(1,))
 def expand(xp: Any, x: Array, dims: Array) -> Array:
     """`x` broadcast with `dims`; a read-only view where it grows large."""
-    wanted = _expanded(x.shape, dims.tolist())
+    wanted = _expanded(x.shape, entries(dims))
     if wanted == x.shape:
         return x
     if math.prod(wanted) > _VIEW_FROM:
@@ -160,7 +160,7 @@ def expand(xp: Any, x: Array, dims: Array) -> Array:
 @shape("Expand")
 def expand_shape(x: Arg, dims: Arg) -> Dims | None:
     """The two shapes broadcast."""
-    return None if dims.value is None else _expanded(x.shape, dims.value.tolist())
+    return None if dims.value is None else _expanded(x.shape, entries(dims.value))
 
 
 def _expanded(old: Dims, new: list[int]) -> Dims:
@@ -178,7 +178,7 @@ def _expanded(old: Dims, new: list[int]) -> Dims:
 @op("Tile", since=6, exact=True, host=(1,))
 def tile(xp: Any, x: Array, repeats: Array) -> Array:
     """`x` repeated along each axis."""
-    return _tiled(xp, x, repeats.tolist())
+    return _tiled(xp, x, entries(repeats))
 
 
 def _tiled(xp: Any, x: Array, repeats: list[int]) -> Array:
@@ -199,7 +199,7 @@ def tile_shape(x: Arg, repeats: Arg, axis: Arg | None = None) -> Dims | None:
         dims = list(x.shape)
         dims[int(axis.value.item())] *= int(repeats.value.item())
         return tuple(dims)
-    return tuple(d * r for d, r in zip(x.shape, repeats.value.tolist(), strict=True))
+    return tuple(d * r for d, r in zip(x.shape, entries(repeats.value), strict=True))
 
 
 @op("Tile", since=1, exact=True, host=(1, 2))
@@ -241,7 +241,7 @@ def split(
     n_outputs: int,
 ) -> tuple[Array, ...]:
     """Views of `x` cut along `axis` into `sizes`, or into equal parts, the last one shorter."""
-    given = None if sizes is None else sizes.tolist()
+    given = None if sizes is None else entries(sizes)
     lengths = _parts(x.shape[axis], given, num_outputs or n_outputs, n_outputs)
     return cut(x, lengths[:n_outputs], axis)
 
@@ -258,7 +258,7 @@ def split_shape(
     """The shape of each part."""
     if sizes is not None and sizes.value is None:
         return None
-    given = None if sizes is None else sizes.value.tolist()
+    given = None if sizes is None else entries(sizes.value)
     lengths = _parts(x.shape[axis], given, num_outputs or n_outputs, n_outputs)
     at = axis % len(x.shape)
     return [(*x.shape[:at], n, *x.shape[at + 1 :]) for n in lengths[:n_outputs]]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from polytool.backends.native.ops.registry import Arg, Array, Node, op, shape, upgrade
+from polytool.backends.native.ops.registry import Arg, Array, Node, entries, op, shape, upgrade
 
 Dims = tuple[int, ...]
 Pads = list[tuple[int, int]]
@@ -58,10 +58,10 @@ def _sides(dims: Dims, widths: Pads) -> list[tuple[int, tuple[int, int]]]:
 
 
 def _widths(rank: int, pads: Array, axes: Array | None) -> Pads:
-    given = pads.tolist()
+    given = entries(pads)
     half = len(given) // 2
     widths = [(0, 0)] * rank
-    for i, axis in enumerate(range(rank) if axes is None else axes.tolist()):
+    for i, axis in enumerate(range(rank) if axes is None else entries(axes)):
         widths[axis] = (given[i], given[half + i])
     return widths
 
@@ -103,7 +103,7 @@ def pad_attributes_to_inputs(node: Node) -> Node:
 @op("CenterCropPad", since=18, exact=True, host=(1,))
 def center_crop_pad(xp: Any, x: Array, dims: Array, *, axes: Sequence[int] | None = None) -> Array:
     """`x` cut or padded with zeros to `dims`, around its centre."""
-    wanted = _targets(x.shape, dims.tolist(), axes)
+    wanted = _targets(x.shape, entries(dims), axes)
     crop, widths = [], []
     for have, want in zip(x.shape, wanted, strict=True):
         start = max(0, have - want) // 2
@@ -117,7 +117,7 @@ def center_crop_pad(xp: Any, x: Array, dims: Array, *, axes: Sequence[int] | Non
 @shape("CenterCropPad")
 def center_crop_pad_shape(x: Arg, dims: Arg, *, axes: Sequence[int] | None = None) -> Dims | None:
     """The dimensions that are asked for."""
-    return None if dims.value is None else _targets(x.shape, dims.value.tolist(), axes)
+    return None if dims.value is None else _targets(x.shape, entries(dims.value), axes)
 
 
 def _targets(dims: Dims, wanted: list[int], axes: Sequence[int] | None) -> Dims:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from polytool.backends.native.ops.registry import Arg, Array, Node, op, shape, upgrade
+from polytool.backends.native.ops.registry import Arg, Array, Node, entries, op, shape, upgrade
 
 _REDUCTIONS = (
     *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean"),
@@ -31,7 +31,7 @@ def chosen(axes: Array | None, noop: int) -> tuple[int, ...] | None:
     """The axes as NumPy takes them: None for all, an empty tuple for none."""
     if axes is None or len(axes) == 0:
         return () if noop else None
-    return tuple(axes.tolist())
+    return tuple(entries(axes))
 
 
 Axes = tuple[int, ...] | None

@@ -37,6 +37,7 @@ from typing import Any
 
 import numpy as np
 
+from polytool.errors import RunnerError
 from polytool.tensors import DType
 
 Array = Any
@@ -107,6 +108,18 @@ class Arg:
     shape: tuple[int, ...]
     dtype: DType | None = None
     value: Any = None
+
+
+def entries(vector: Array) -> list[int]:
+    """The numbers of a vector of sizes, axes or counts.
+
+    Raises:
+        RunnerError: it is no vector; a size times a list would be a list of that length.
+    """
+    if vector.ndim != 1:
+        raise RunnerError(f"{list(vector.shape)} is the shape of no vector")
+    found: list[int] = vector.tolist()
+    return found
 
 
 _operators: dict[tuple[str, str], dict[int, Operator]] = {}

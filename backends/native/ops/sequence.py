@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from polytool.backends.native.ops.movement import cut
-from polytool.backends.native.ops.registry import Arg, Array, dtypes, op, shape
+from polytool.backends.native.ops.registry import Arg, Array, dtypes, entries, op, shape
 from polytool.errors import ModelError, RunnerError
 from polytool.tensors import DType
 
@@ -100,7 +100,7 @@ def split_to_sequence(
         parts = cut(x, [1] * length, axis)
         return list(parts) if keepdims else [xp.squeeze(p, axis) for p in parts]
     if split.ndim:
-        return list(cut(x, split.tolist(), axis))
+        return list(cut(x, entries(split), axis))
     step = int(split.item())
     return list(cut(x, [min(step, length - i) for i in range(0, length, step)], axis))
 

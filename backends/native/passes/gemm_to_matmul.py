@@ -185,7 +185,10 @@ def _with_last(
     tail = parts[-1].constant
     if tail is None or not tail.size:
         return None
-    known = [n for t in parts if t.constant is not None for n in t.constant.array().tolist()]
+    constants = [t.constant for t in parts if t.constant is not None]
+    if any(len(c.shape) != 1 for c in constants):
+        return None
+    known = [n for c in constants for n in c.array().tolist()]
     if 0 in known[:-1]:
         return None
     parts[-1] = _replaced(parts[-1], name if join is None else f"{name}/last", size)
