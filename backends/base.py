@@ -144,6 +144,8 @@ class Tap:
         precision: the grid of the layer's operands: `fp32`, `tf32`, `fp16`, `bf16`, `fp64`.
         depth: how many If, Loop or Scan it lies in; above 0 it is seen once an iteration, or not
             at all.
+        rows: `(axis, index)` for each axis of which the runner only computes one element; that axis
+            has length one in what is seen. Index is 0 or -1.
     """
 
     tensor: str
@@ -152,6 +154,7 @@ class Tap:
     spec: TensorSpec
     precision: str = "fp32"
     depth: int = 0
+    rows: tuple[tuple[int, int], ...] = ()
 
 
 Observer = Callable[[Tap, Any], None]

@@ -106,9 +106,10 @@ def record(runner: Runner, samples: Sequence[Feeds]) -> Golden:
             dtype = tap.spec.dtype
             if tap.depth or dtype is None or not dtype.is_float or not tap.nodes:
                 return
-            layers[tap.tensor] = sketch(value)
+            name = f"{tap.tensor} at {list(tap.rows)}" if tap.rows else tap.tensor
+            layers[name] = sketch(value)
             unit = max(unit_roundoff(dtype), operand_roundoff(tap.precision))
-            golden.roundoff[tap.tensor] = unit
+            golden.roundoff[name] = unit
 
         golden.outputs.append(runner.infer(sample, observe=see))
         golden.layers.append(layers)

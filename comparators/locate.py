@@ -25,6 +25,7 @@ from polytool.comparators.judge import NOTHING_FINITE, Judgement, judge, relativ
 from polytool.comparators.pictures import MOST_OUTPUTS
 from polytool.comparators.pictures import draw as picture_of
 from polytool.comparators.races import find_race, find_unsteady, same_bits
+from polytool.comparators.rows import RowOracle
 from polytool.comparators.second_opinion import with_second_opinion
 from polytool.comparators.slices import Slice, plan_slices
 from polytool.errors import UsageError
@@ -76,13 +77,14 @@ def locate(
             raise UsageError("locate needs at least one sample of inputs")
         findings = walk.findings()
         chosen = _to_measure(findings, contributions, everywhere)
-        measured = _with_contributions(walk, oracle, findings, chosen)
+        measured = _with_contributions(walk, findings, chosen)
         if second is not None and any(f.verdict != EXPECTED for f in measured):
             asked = second()
             if asked is not None:
                 other, names = asked
-                oracles = oracle, other
-                measured = with_second_opinion(measured, runner, walk.samples, oracles, names)
+                measured = with_second_opinion(
+                    measured, runner, walk.samples, walk.oracle, other, names
+                )
         outputs = walk.output_errors(reference)
     return Location(
         _verdict(walk, measured),
@@ -107,11 +109,12 @@ class _Walk:
     def __init__(
         self, runner: Observable, oracle: LayerOracle, seed: int, *, draw: bool = False
     ) -> None:
-        self.runner, self.oracle, self.seed = runner, oracle, seed
+        self.runner, self.seed = runner, seed
         self.inputs = [spec.name for spec in runner.inputs]
         self.taps = runner.taps()
         if not self.taps:
             raise UsageError(f"{runner.name} shows no tensor to compare")
+        self.oracle = RowOracle(oracle, self.taps)
         self.slices, self.skipped = plan_slices(self.taps, self.inputs, oracle)
         self.index = {tap.tensor: i for i, tap in enumerate(self.taps)}
         self.worst: dict[int, Judgement] = {}
@@ -177,7 +180,8 @@ class _Walk:
         if found.own_delta is not None and found.exact is not None:
             return found.exact, found.own_delta
         (tensor,) = finding.tensors
-        exact = self.oracle.evaluate(feed, [tensor])[tensor]
+        oracle = self.oracle.of_sample(_sample_of(finding))
+        exact = oracle.evaluate(feed, [tensor])[tensor]
         noise = np.random.default_rng((self.seed, finding.position)).standard_normal(exact.shape)
         scale = np.linalg.norm(exact) / max(float(np.linalg.norm(noise)), 1e-300)
         return exact, noise * scale * (finding.own_error or 0.0)
@@ -212,6 +216,7 @@ class _Sample:
 
     def __init__(self, walk: _Walk, number: int, feed: Feeds) -> None:
         self.walk, self.number = walk, number
+        self.oracle = walk.oracle.of_sample(number)
         self.engine: dict[str, Any] = dict(feed)
         self.exact: dict[str, Any] = dict(feed)
         self.seen: dict[int, int] = {}
@@ -233,7 +238,7 @@ class _Sample:
         exact = None if tap.depth else self._reference(slice_, tap.tensor)
         given = {name: self.engine[name] for name in slice_.inputs}
         seed = walk.seed + 1000 * index
-        found = judge(walk.oracle, slice_, tap, value, given, exact, seed, where)
+        found = judge(self.oracle, slice_, tap, value, given, exact, seed, where)
         walk.record(index, found)
         if found.flips and not tap.depth:
             self.exact[tap.tensor] = value  # go on from the engine's decision
@@ -246,7 +251,7 @@ class _Sample:
         given = {name: self.exact[name] for name in slice_.inputs if name in self.exact}
         if len(given) < len(slice_.inputs):
             return None
-        value = self.walk.oracle.evaluate(given, [tensor])[tensor]
+        value = self.oracle.evaluate(given, [tensor])[tensor]
         self.exact[tensor] = value
         return value
 
@@ -259,8 +264,12 @@ def _to_measure(findings: Sequence[Finding], count: int, everywhere: bool) -> li
     return [f for f in sorted(flat, key=lambda f: f.rank)[:count] if f.verdict != EXPECTED]
 
 
+def _sample_of(finding: Finding) -> int:
+    return int(finding.iteration.split(".")[0])
+
+
 def _with_contributions(
-    walk: _Walk, oracle: LayerOracle, findings: list[Finding], chosen: Sequence[Finding]
+    walk: _Walk, findings: list[Finding], chosen: Sequence[Finding]
 ) -> list[Finding]:
     """What the own error of each chosen layer, alone, does to the outputs.
 
@@ -270,8 +279,8 @@ def _with_contributions(
     exact: dict[int, Mapping[str, Any]] = {}
     results = {}
     for finding in chosen:
-        number = int(finding.iteration.split(".")[0])
-        feed = walk.samples[number]
+        number = _sample_of(finding)
+        feed, oracle = walk.samples[number], walk.oracle.of_sample(number)
         (tensor,) = finding.tensors
         if number not in exact:
             exact[number] = oracle.evaluate(feed, names)

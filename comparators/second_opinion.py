@@ -17,6 +17,7 @@ from polytool.backends.base import Feeds, LayerOracle, Observable, Tap
 from polytool.comparators import budget as budgets
 from polytool.comparators.findings import EXPECTED, Finding
 from polytool.comparators.judge import relative_l2
+from polytool.comparators.rows import RowOracle
 from polytool.errors import PolytoolError
 from polytool.tensors import DType
 
@@ -30,7 +31,8 @@ def with_second_opinion(
     findings: Sequence[Finding],
     runner: Observable,
     samples: Sequence[Feeds],
-    oracles: tuple[LayerOracle, LayerOracle],
+    oracle: RowOracle,
+    second: LayerOracle,
     names: Names,
 ) -> list[Finding]:
     """The findings, with another reason for those about which the oracles differ.
@@ -39,7 +41,8 @@ def with_second_opinion(
         findings: in execution order.
         runner: active.
         samples: the inputs.
-        oracles: the one that judged, and the second one.
+        oracle: the one that judged.
+        second: the other one.
         names: what they are called in a sentence.
     """
     blamed = [f for f in findings if f.verdict != EXPECTED and "." not in f.iteration]
@@ -49,7 +52,9 @@ def with_second_opinion(
         chosen[first.position] = first
     reasons: dict[int, str] = {}
     for position, finding in chosen.items():
-        values = _values(runner, samples[int(finding.iteration)], finding)
+        number = int(finding.iteration)
+        values = _values(runner, samples[number], finding)
+        oracles = oracle.of_sample(number), oracle.of_sample(number, second)
         reason = _difference(finding, values, oracles, names)
         if reason is not None:
             reasons[position] = reason

@@ -18,7 +18,7 @@ from polytool.errors import UsageError
 if TYPE_CHECKING:
     from polytool.comparators.findings import Finding, Location
     from polytool.model import Model, Source
-    from polytool.tensors import DType
+    from polytool.tensors import DType, Shape
 
 _REDUCED = ("fp16", "bf16", "tf32")
 
@@ -70,7 +70,7 @@ def save_layer(
     Raises:
         UsageError: the layer's tensors are none of the model's own.
     """
-    from polytool.feeds import save_feeds
+    from polytool.feeds import input_specs, save_feeds
     from polytool.model import load
     from polytool.surgeon.extraction import Port, extract
 
@@ -80,7 +80,8 @@ def save_layer(
     types = _types(source)
     ports = [Port(name, dtype=types.get(name)) for name in whole.inputs]
     cut = extract(source, ports, [Port(name) for name in whole.tensors])
-    values = _values(runner, samples[int(sample)], whole.inputs)
+    shapes = {spec.name: spec.shape for spec in input_specs(cut)}
+    values = _values(runner, samples[int(sample)], whole.inputs, shapes)
     feeds = {name: _as_declared(value, types.get(name)) for name, value in values.items()}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (re.sub(r"[^\w.-]+", "_", whole.layer).strip("_.")[:80] + ".onnx")
@@ -121,12 +122,20 @@ def _types(model: Model) -> dict[str, DType]:
     return {t.name: t.dtype for t in (*network.inputs, *made) if t.dtype is not None}
 
 
-def _values(runner: Observable, sample: Feeds, wanted: Sequence[str]) -> Mapping[str, Any]:
-    """What the runner has in these tensors."""
+def _values(
+    runner: Observable,
+    sample: Feeds,
+    wanted: Sequence[str],
+    shapes: Mapping[str, Shape | None],
+) -> Mapping[str, Any]:
+    """What the runner has in these tensors; the one row of them that it has stands for all."""
+    from polytool.comparators.rows import repeated
+
     values = {name: value for name, value in sample.items() if name in wanted}
 
     def keep(tap: Tap, value: Any) -> None:
         if tap.tensor in wanted:
+            value = repeated(value, tap.rows, shapes.get(tap.tensor))
             values[tap.tensor] = np.array(value) if isinstance(value, np.ndarray) else value
 
     with runner:

@@ -203,8 +203,8 @@ def common_types(runners: Sequence[Runner]) -> dict[str, DType]:
 
 
 def visible(runner: Runner) -> set[str]:
-    """The tensors that a runner can show without changing what it computes."""
+    """The whole tensors that a runner can show without changing what it computes."""
     names = {o.name for o in runner.outputs}
     if isinstance(runner, Observable):
-        names |= {tap.tensor for tap in runner.taps()}
+        names |= {tap.tensor for tap in runner.taps() if not tap.rows}
     return names

@@ -32,6 +32,7 @@ from polytool import NativeRunner
 from polytool.backends.native.builder import Prepared, prepared
 from polytool.backends.native.oracle import NativeOracle
 from polytool.comparators.judge import relative_l2
+from polytool.comparators.rows import RowOracle
 from polytool.comparators.slices import plan_slices
 from scripts import gpu_networks, made_models
 
@@ -94,13 +95,14 @@ def own_errors(oracle: NativeOracle, values: dict[str, Any], inputs: list[str]) 
     """The own error of every stored float tensor."""
     taps = values[""]
     slices, _ = plan_slices(taps, inputs, oracle)
+    rows = RowOracle(oracle, taps)
     errors: dict[str, float] = {}
     for index, found in slices.items():
         tensor, dtype = taps[index].tensor, taps[index].spec.dtype
         if taps[index].depth or tensor not in values or dtype is None or not dtype.is_float:
             continue
         given = {name: values[name] for name in found.inputs}
-        error = relative_l2(values[tensor], oracle.evaluate(given, [tensor])[tensor])
+        error = relative_l2(values[tensor], rows.evaluate(given, [tensor])[tensor])
         if error is not None:
             errors[tensor] = error
     return errors

@@ -232,10 +232,14 @@ def _spec(tensor: Tensor) -> TensorSpec:
 
 
 def _tap(layer: Layer, tensor: Tensor, depth: int) -> Tap | None:
-    if tensor.value_of is None or any(kind != "cast" for kind, _ in tensor.value_of.map):
+    """What is seen of a tensor; None where that is no ONNX tensor, or cut out of a whole one."""
+    steps = tensor.value_of.map if tensor.value_of is not None else ()
+    rows = tuple(step for kind, step in steps if kind == "slice")
+    known = all(kind in ("cast", "slice") for kind, _ in steps)
+    if tensor.value_of is None or not known or (rows and not layer.origin):
         return None
     name, spec = tensor.value_of.tensor, _spec(tensor)
-    return Tap(name, layer.name, layer.origin, spec, _operands(layer), depth)
+    return Tap(name, layer.name, layer.origin, spec, _operands(layer), depth, rows)
 
 
 def _operands(layer: Layer) -> str:
