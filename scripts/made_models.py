@@ -6,6 +6,7 @@
 * `bert`: the same size, written as torch exports BERT: sizes taken from Shape at every Reshape,
   Constant nodes, Identity on shared weights, positions sliced from a buffer, a pooler.
 * `gpt2`: as torch exports GPT-2: each linear layer a Gemm between two Reshapes, causal attention.
+* `vit`: a vision transformer as torch exports it, of DeiT-tiny's size: its head reads one token.
 """
 
 from __future__ import annotations
@@ -181,6 +182,38 @@ def gpt2(
     return _model(graph)
 
 
+def vit(
+    layers: int = 12,
+    width: int = 192,
+    heads: int = 3,
+    image: int = 224,
+    patch: int = 16,
+    classes: int = 1000,
+    seed: int = 0,
+) -> onnx.ModelProto:
+    """Images [batch, 3, image, image] to logits [batch, classes]."""
+    graph = onnx.GraphProto(name="main_graph")
+    sizes = ["batch", 3, image, image]
+    graph.input.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, sizes))
+    graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", classes]))
+    build = _TorchBuilder(graph, np.random.default_rng(seed))
+    kernel = build.weight("patches.w", (width, 3, patch, patch), 0.05)
+    patches = build("Conv", "x", kernel, strides=[patch, patch])
+    dims = build("Concat", build.unsqueezed(build.size(patches, 0)), build.ints(width, -1), axis=0)
+    x = build("Transpose", build("Reshape", patches, dims), perm=[0, 2, 1])
+    batch = build("Concat", build.unsqueezed(build.size(x, 0)), build.ints(1, width), axis=0)
+    token = build("Expand", build.weight("token", (1, 1, width), 1.0), batch)
+    x = build("Concat", token, x, axis=1)
+    x = build("Add", x, build.weight("places", (1, (image // patch) ** 2 + 1, width), 0.5))
+    for layer in range(layers):
+        x = _vision_block(build, x, f"blocks.{layer}", width, heads)
+    x = build.layer_norm(x, "norm", width)
+    first = build("Gather", x, build.constant(np.int64(0)), axis=1)
+    weights = build.weight("head.w", (classes, width), 0.1), build.weight("head.b", (classes,), 0.1)
+    graph.node.append(helper.make_node("Gemm", [first, *weights], ["y"], transB=1))
+    return _model(graph)
+
+
 class _Builder:
     def __init__(self, graph: onnx.GraphProto, rng: np.random.Generator) -> None:
         self.graph, self.rng, self.count = graph, rng, 0
@@ -327,6 +360,29 @@ def _encoder(build: _Builder, x: str, bias: str, name: str, width: int, heads: i
     hidden = build.gelu(build.linear(x, f"{name}.up", width, 4 * width))
     down = build.linear(hidden, f"{name}.down", 4 * width, width)
     return build.norm(build("Add", down, x), f"{name}.norm2", width)
+
+
+def _vision_block(build: _TorchBuilder, x: str, name: str, width: int, heads: int) -> str:
+    """Queries, keys and values from one product, and a GELU that is written out."""
+    size = width // heads
+    normed = build.layer_norm(x, f"{name}.norm1", width)
+    joined = build.reshape(build.linear(normed, f"{name}.qkv", width, 3 * width), 3, heads, size)
+    joined = build("Transpose", joined, perm=[2, 0, 3, 1, 4])
+    q, k, v = (build("Gather", joined, build.constant(np.int64(i)), axis=0) for i in range(3))
+    scale = build.scalar(size**-0.25)
+    scores = build(
+        "MatMul",
+        build("Mul", q, scale),
+        build("Mul", build("Transpose", k, perm=[0, 1, 3, 2]), scale),
+    )
+    mixed = build("MatMul", build("Softmax", scores, axis=-1), v)
+    mixed = build("Transpose", mixed, perm=[0, 2, 1, 3])
+    attended = build.linear(build.reshape(mixed, width), f"{name}.proj", width, width)
+    x = build("Add", x, attended)
+    hidden = build.linear(
+        build.layer_norm(x, f"{name}.norm2", width), f"{name}.up", width, 4 * width
+    )
+    return build("Add", x, build.linear(build.gelu(hidden), f"{name}.down", 4 * width, width))
 
 
 def _model(graph: onnx.GraphProto) -> onnx.ModelProto:

@@ -134,6 +134,53 @@ def attention(g: Growing) -> None:
 
 
 @block
+def one_row_selected(g: Growing) -> None:
+    """What works row by row, mostly, and then one row of it."""
+    x = g.pick(least=2, filled=True)
+    axis = g.number(0, x.rank - 2)
+    for _ in range(g.number(1, 5)):
+        form = g.number(0, 5)
+        if form == 0:
+            shape = (*x.shape[:-1], g.number(1, 4))
+            weights = g.constant(g.values(FLOAT, (x.shape[-1], shape[-1])))
+            g.add("MatMul", [x, weights], [(FLOAT, shape)], exact=False)
+        elif form == 1:
+            dims = tuple(d if g.number(0, 1) else 1 for d in x.shape)[g.number(0, x.rank) :]
+            other = g.one([x, g.constant(g.values(FLOAT, dims)), g.input(FLOAT, dims)])
+            pointwise(g, "Add", *g.one([(x, other), (other, x)]))
+        elif form == 2:
+            g.add("Softmax", [x], [(FLOAT, x.shape)], exact=False, axis=g.number(0, x.rank - 1))
+        elif form == 3:
+            perm = [*np.random.default_rng(g.number(0, 9)).permutation(x.rank - 1), x.rank - 1]
+            shape = tuple(x.shape[i] for i in perm)
+            g.add("Transpose", [x], [(FLOAT, shape)], exact=False, perm=list(map(int, perm)))
+            axis = perm.index(axis)
+        elif form == 4:
+            shape = (*x.shape[:-1], 1, x.shape[-1]) if x.rank < 4 else x.shape
+            open_ = [-1 if i == g.number(0, 5) else d for i, d in enumerate(shape)]
+            target = g.constant(np.int64(open_ if open_.count(-1) < 2 else shape))
+            g.add("Reshape", [x, target], [(FLOAT, shape)], exact=False)
+        elif x.rank > 2:
+            swapped = (*x.shape[:-2], x.shape[-1], x.shape[-2])
+            perm = [*range(x.rank - 2), x.rank - 1, x.rank - 2]
+            g.add("Transpose", [x], [(FLOAT, swapped)], exact=False, perm=perm)
+            shape = (*x.shape[:-1], x.shape[-2])
+            g.add("MatMul", [x, last(g)], [(FLOAT, shape)], exact=False)
+        x = last(g)
+    index = g.one([0, 0, -1, -1, x.shape[axis] - 1])
+    left = (*x.shape[:axis], *x.shape[axis + 1 :])
+    one = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+    form = g.number(0, 2)
+    if form < 2:
+        at = g.constant(np.int64([index] if form else index))
+        g.add("Gather", [x, at], [(FLOAT, one if form else left)], exact=False, axis=axis)
+    else:
+        end = np.iinfo(np.int64).max if index else 1
+        bounds = [g.constant(np.int64([n])) for n in (-1 if index else 0, end, axis)]
+        g.add("Slice", [x, *bounds], [(FLOAT, one)], exact=False)
+
+
+@block
 def branched(g: Growing) -> None:
     """An If whose branches read tensors from outside."""
     x = g.pick()

@@ -18,6 +18,7 @@ from polytool.backends.native.passes.gemm_to_matmul import gemm_to_matmul
 from polytool.backends.native.passes.placement import place_on_host
 from polytool.backends.native.passes.precision import lower_precision
 from polytool.backends.native.passes.result import PassResult
+from polytool.backends.native.passes.select_early import select_early
 
 Pass = Callable[[Network, BuilderConfig], PassResult]
 
@@ -28,6 +29,7 @@ PASSES: tuple[Pass, ...] = (
     fuse_attention,
     lower_precision,
     gemm_to_matmul,
+    select_early,
     fuse_residual_norms,
     fuse_epilogues,
 )
