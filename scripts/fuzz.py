@@ -40,7 +40,7 @@ CPU_SECONDS = 30.0  # for a file of no size
 CPU_SECONDS_PER_MIB = 30.0  # a file of nested bodies holds 25,000 nodes in one
 WALL_SECONDS = 240.0
 MAX_SEED = 50_000  # bytes of a model that mutations start from
-_DRIVERS = ("in _loop", "in _sweep")  # a loop with a hostile number of trips is valid, and endless
+_DRIVERS = ("in drive", "in _sweep")  # a loop with a hostile number of trips is valid, and endless
 
 
 class Worker:

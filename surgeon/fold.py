@@ -174,8 +174,11 @@ def _body_refusal(node: Node, inputs: Sequence[Any]) -> str | None:
         return "it is random inside"
     if node.op not in ("If", "Loop", "Scan"):
         return "it has a body"
-    trips = inputs[0] if node.op == "Loop" else 0
-    if trips is None or np.max(trips, initial=0) > _MOST_TRIPS:
+    if node.op != "Loop":
+        return None
+    trips = inputs[0]
+    told = isinstance(trips, np.ndarray) and trips.dtype.kind in "iu"
+    if not told or np.max(trips, initial=0) > _MOST_TRIPS:
         return f"nothing says that it ends within {_MOST_TRIPS} iterations"
     return None
 
@@ -232,4 +235,6 @@ def _growing(node: Node, inputs: Sequence[Any]) -> int | None:
     shapes = result_shapes(node, inputs)
     if not inputs or shapes is None or None in shapes:
         return None
-    return sum(map(math.prod, shapes)) * max(int(v.itemsize) for v in inputs)
+    # Counting what is empty too: operators may make other large arrays on the way to it.
+    elements = sum(math.prod(max(d, 1) for d in shape) for shape in shapes if shape is not None)
+    return elements * max(int(v.itemsize) for v in inputs)

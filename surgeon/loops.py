@@ -8,8 +8,11 @@ Left alone: what is random inside (iterations draw on), and ends that data decid
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from polytool.arrays import MAX_RANK, MAX_SIZE
 from polytool.surgeon.branches import adopt
 from polytool.surgeon.cloning import copy_nodes
 from polytool.surgeon.fold import RANDOM
@@ -99,6 +102,8 @@ def _unroll(node: Node, report: Report) -> None:
         reason = "it is random inside"
     elif any(graph.sparse or graph.pinned for graph in body.walk()):
         reason = "its body has sparse or annotated tensors"
+    elif any(_rank(body, i) > 1 for i in range(2)):
+        reason = "its count or condition is no scalar"
     elif not trips and any(_empty(body, v) is None for v in body.outputs[_states(node) + 1 :]):
         reason = "it never runs, and the shape of what it collects is not known"
     if reason is not None:
@@ -146,15 +151,21 @@ def _scalar(value: Value | None) -> int | None:
     if value is None or value.constant is None or value.graph is None:
         return None
     array = value.graph.workspace.model.array(value.constant)
-    return int(array.reshape(-1)[0]) if array.size == 1 else None
+    whole = array.size == 1 and array.dtype.kind in "iub"  # a broken model has other types there
+    return int(array.reshape(-1)[0]) if whole else None
 
 
 def _empty(body: Graph, value: Value) -> np.ndarray | None:
     """What a Loop collects of `value` in no iterations."""
     shape, dtype = value.shape, value.dtype
-    if shape is None or dtype is None or not all(isinstance(d, int) for d in shape):
+    if shape is None or dtype is None:
         return None
-    return np.zeros((0, *(int(d) for d in shape if d is not None)), dtype.numpy)
+    sizes = [d for d in shape if isinstance(d, int)]
+    if len(sizes) < len(shape) or len(sizes) >= MAX_RANK:
+        return None
+    if math.prod(max(size, 1) for size in sizes) > MAX_SIZE:
+        return None
+    return np.zeros((0, *sizes), dtype.numpy)
 
 
 def _iterations(node: Node, trips: int) -> list[Value]:
@@ -182,10 +193,12 @@ def _iterations(node: Node, trips: int) -> list[Value]:
 
 def _like(body: Graph, index: int, array: np.ndarray, graph: Graph) -> Value:
     """`array` in the rank that the body declares for that input."""
-    value = body.inputs[index]
-    declared = read_type(body.infos[value].type)
-    rank = len(declared.shape) if declared is not None and declared.shape is not None else 0
-    return graph.add_array(array.reshape((1,) * rank), value.name)
+    return graph.add_array(array.reshape((1,) * _rank(body, index)), body.inputs[index].name)
+
+
+def _rank(body: Graph, index: int) -> int:
+    declared = read_type(body.infos[body.inputs[index]].type)
+    return len(declared.shape) if declared is not None and declared.shape is not None else 0
 
 
 def _joined(graph: Graph, values: list[Value], body: Graph, scan: Value) -> Value:

@@ -7,7 +7,7 @@ Concat of a Concat along the same axis => Concat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -45,6 +45,8 @@ def _slice(node: Node) -> bool:
     if source is None or source.shape is None or first is None or second is None:
         return False
     rank = len(source.shape)
+    if not _exist([axis for axis, *_ in (*first, *second)], rank):
+        return False
     bounds = [(axis % rank, *rest) for axis, *rest in (*first, *second)]
     if len({axis for axis, *_ in bounds}) < len(bounds):
         return False
@@ -74,9 +76,11 @@ def _squeeze(node: Node) -> bool:
     if source is None or source.shape is None or not first or not second:
         return False
     rank = len(source.shape)
+    if not _exist(first, rank):
+        return False
     gone = {a % rank for a in first}
     left = [a for a in range(rank) if a not in gone]
-    if not left:
+    if not _exist(second, len(left)):
         return False
     return _set_axes(node, source, sorted(gone | {left[a % len(left)] for a in second}))
 
@@ -89,9 +93,18 @@ def _unsqueeze(node: Node) -> bool:
     if source is None or not first or not second:
         return False
     rank = len(node.output.shape)
+    if not _exist(second, rank):
+        return False
     new = {a % rank for a in second}
     old = [a for a in range(rank) if a not in new]
+    if not _exist(first, len(old)):
+        return False
     return _set_axes(node, source, sorted(new | {old[a % len(old)] for a in first}))
+
+
+def _exist(axes: Sequence[int], rank: int) -> bool:
+    """Whether a tensor of `rank` has these axes; those of a broken model need not be there."""
+    return all(-rank <= a < rank for a in axes)
 
 
 def _set_axes(node: Node, source: Value, axes: list[int]) -> bool:
@@ -111,7 +124,10 @@ def _concat(node: Node) -> bool:
         inner = _inner(value, "Concat")
         if inner is None or inner.graph is not node.graph or axis is None or shape is None:
             continue
-        if inner.attribute("axis") % len(shape) != axis % len(shape):
+        own = inner.attribute("axis")
+        if own is None or not _exist([own, axis], len(shape)):
+            continue
+        if own % len(shape) != axis % len(shape):
             continue
         inputs = [*node.inputs[:index], *inner.inputs, *node.inputs[index + 1 :]]
         for position, new in enumerate(inputs):

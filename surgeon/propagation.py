@@ -200,7 +200,8 @@ def remaining(have: list[Entry], taken: list[Entry]) -> Entry:
     symbols = [e for e in have if isinstance(e, str)]
     total = math.prod(e for e in have if isinstance(e, int))
     if not symbols:
-        return total // math.prod(sizes) if math.prod(sizes) else None
+        size = total // math.prod(sizes) if math.prod(sizes) else None
+        return size if size is None or 0 <= size <= MAX_SIZE else None
     return symbols[0] if len(symbols) == 1 and total == math.prod(sizes) else None
 
 

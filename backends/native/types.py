@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 
 from polytool.backends.native.network import Node
-from polytool.backends.native.ops.registry import dtypes_function
+from polytool.backends.native.ops.registry import dtypes_function, find
 from polytool.tensors import DType
 
 _CONTAINERS = {
@@ -129,7 +129,7 @@ def misfit(node: Any, index: int, container: str, dtype: DType | None) -> str | 
     allowed = _allowed(node.domain, node.op, node.version, index)
     tensors = [t for t in allowed if t.startswith("tensor(")]
     if container == "sequence":
-        wrong = node.domain in ("com.microsoft", "polytool")
+        wrong = find(node.domain, node.op, node.version) is not None  # one of our own
         if allowed:
             wrong = not any("seq(" in t for t in allowed)
         return "takes no sequence, but {} is one" if wrong else None

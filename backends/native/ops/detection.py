@@ -24,8 +24,8 @@ def non_max_suppression(
     limit = int(max_output_boxes_per_class.item()) if max_output_boxes_per_class is not None else 0
     overlap = float(iou_threshold.item()) if iou_threshold is not None else 0.0
     least = float(score_threshold.item()) if score_threshold is not None else None
-    selected = []
-    for batch in range(scores.shape[0]):
+    selected: list[tuple[int, int, int]] = []
+    for batch in range(scores.shape[0] if scores.size else 0):
         corners = _corners(boxes[batch], bool(center_point_box))
         for kind in range(scores.shape[1]):
             kept = _select(corners, scores[batch, kind], limit, overlap, least)

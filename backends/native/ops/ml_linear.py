@@ -19,7 +19,7 @@ from polytool.backends.native.ops.ml_scores import (
     post_transform as transformed,
 )
 from polytool.backends.native.ops.registry import Arg, Array, dtypes, op, shape
-from polytool.errors import ModelError
+from polytool.errors import ModelError, RunnerError
 from polytool.tensors import DType
 
 Ints = Sequence[int]
@@ -117,6 +117,8 @@ def svm_regressor(
     x = as_matrix(x)
     weights = np.array(coefficients, dtype=x.dtype)
     if n_supports:
+        if n_supports != weights.size:
+            raise RunnerError(f"an SVM has {n_supports} supports, {weights.size} coefficients")
         vectors = np.array(support_vectors, dtype=x.dtype).reshape(n_supports, -1)
         scores = _kernel(x, vectors, kernel_type, kernel_params) @ weights
     else:
@@ -158,6 +160,8 @@ def svm_classifier(
         scores = x @ weights.T + x.dtype.type(rho[0])
         return label_array(labels, scores.argmax(axis=1)), transformed(scores, post_transform)
     vectors = np.array(support_vectors, dtype=x.dtype).reshape(sum(vectors_per_class), -1)
+    if len(coefficients) < len(vectors):
+        raise RunnerError(f"an SVM has {len(vectors)} supports, {len(coefficients)} coefficients")
     kernels = _kernel(x, vectors, kernel_type, kernel_params)
     weights = np.array(coefficients, dtype=x.dtype).reshape(-1, len(vectors))
     pairs = _pair_scores(kernels, weights, vectors_per_class, rho)

@@ -257,6 +257,8 @@ def lrn(
     channels = x.shape[1]
     if size < 1:
         raise RunnerError(f"LRN cannot add up {size} channels")
+    if not x.size:
+        return x  # of 2**31 channels, perhaps
     before, after = (min(n, channels) for n in ((size - 1) // 2, size // 2))
     squares = xp.zeros((x.shape[0], before + channels + after, *x.shape[2:]), dtype=x.dtype)
     squares[:, before : before + channels] = x * x

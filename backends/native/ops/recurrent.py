@@ -134,7 +134,7 @@ class Recurrence:
         xp = self.xp
         gates = self.turned(gates) if backwards else gates
         outputs = xp.zeros((*gates.shape[:2], states[0].shape[-1]), dtype=gates.dtype)
-        for time in range(gates.shape[0]):
+        for time in range(gates.shape[0] if outputs.size else 0):
             if self.lengths is None:
                 states = step(gates[time], *states)
                 outputs[time] = states[0]
