@@ -55,6 +55,19 @@ def test_values_that_the_device_computes_decide_shapes(gpu):
     np.testing.assert_allclose(found["y"], expected["y"], rtol=1e-6)
 
 
+def test_only_the_row_that_is_read_is_computed(gpu):
+    text = """g (float[3,5,8] x, float[8,16] up, float[16,8] down, float[8] s) => (float[3,8] y) {
+        h = LayerNormalization<axis=-1>(x, s) u = MatMul(h, up) t = Tanh(u) d = MatMul(t, down)
+        r = Add(x, d) n = LayerNormalization<axis=-1>(r, s) last = Constant<value = int64 {-1}>()
+        y = Gather<axis=1>(n, last) }"""
+    rng = np.random.default_rng(0)
+    shapes = {"x": (3, 5, 8), "up": (8, 16), "down": (16, 8), "s": (8,)}
+    feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    found, expected, on_host, taps = both(gpu, text, feeds)
+    assert not on_host and taps["t"] == (3, 1, 16) and taps["n"] == (3, 1, 8)
+    np.testing.assert_allclose(found["y"], expected["y"], rtol=1e-5, atol=1e-5)
+
+
 def test_what_runs_on_the_host_is_told_with_its_reason(gpu):
     text = "g (float[2,3] x) => (string[2,3] y) { h = Exp(x) y = Cast<to=8>(h) }"
     feeds = {"x": np.zeros((2, 3), np.float32)}

@@ -25,6 +25,12 @@ W |= {
     "s": 1 + RNG.standard_normal(8).astype(np.float32) / 9,
     "b": RNG.standard_normal(8).astype(np.float32) / 9,
     "five": 1 + RNG.standard_normal((5, 8)).astype(np.float32) / 9,
+    "scale": np.float32(0.05),
+    "scale0": np.int8(3),
+    "many": np.float32([0.05, 0.04, 0.06, 0.05, 0.03]),
+    "many0": np.zeros(5, np.int8),
+    "packed": RNG.integers(0, 256, (4, 1, 8)).astype(np.uint8),
+    "scales": np.float32([0.1, 0.2, 0.3, 0.4]),
     "flat": np.int64([-1, 40]),
     "back": np.int64([-1, 5, 8]),
     "heads": np.int64([0, 5, 2, 4]),
@@ -51,7 +57,8 @@ SMALLER = {"q", "sc", "p", "m", "o", "r", "h", "u", "ub1", "g", "d", "r2", "f"}
 
 def model(body: str, y: str = "float[N,3] y", x: str = "float[N,5,8] x") -> onnx.ModelProto:
     proto = onnx.parser.parse_model(
-        f'<ir_version: 9, opset_import: ["" : 17]> g ({x}) => ({y}) {{ {body} }}'
+        f'<ir_version: 9, opset_import: ["" : 17, "com.microsoft" : 1]> '
+        f"g ({x}) => ({y}) {{ {body} }}"
     )
     used = {name for node in proto.graph.node for name in node.input}
     for attribute in (a for node in proto.graph.node for a in node.attribute):
@@ -143,6 +150,40 @@ def test_it_moves_through(case):
     proto.graph.output[0].type.tensor_type.ClearField("shape")
     made = {node.output[0] for node in proto.graph.node if node.op_type == "MatMul"}
     assert made <= rows(proto)
+
+
+@pytest.mark.parametrize("leaving", ["c", "c2"])
+def test_it_moves_through_fused_operators_of_onnxruntime(leaving):
+    """Both the normalised sum and the sum itself are read."""
+    proto = model(f"""q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
+        m = com.microsoft.MultiHeadAttention<num_heads=2>(q, k, v)
+        f, f1, f2, t = com.microsoft.SkipLayerNormalization(m, x, s, b)
+        o = MatMul(f, wo)
+        f3, f4, f5, t2 = com.microsoft.SkipLayerNormalization(o, t, s, b)
+        c = Gather<axis=1>(f3, first) c2 = Gather<axis=1>(t2, first)
+        y = Gemm<transB=1>({leaving}, head)""")
+    assert rows(proto) >= {"q", "m", "f", "t", "o", "f3", "t2"}
+
+
+def test_it_moves_through_a_gate_that_is_split_off():
+    proto = model("""u = MatMul(x, up) a, g = Split<axis=-1>(u) e = Sigmoid(g) f = Mul(a, e)
+        c = Gather<axis=1>(f, first) y = Gemm<transB=1>(c, head)""")
+    assert rows(proto) == {"u", "a", "g", "e", "f"}
+
+
+@pytest.mark.parametrize("scale", ["scale", "many"])
+def test_it_moves_through_quantisation_with_one_scale(scale):
+    proto = model(f"""m = MatMul(x, wq) i = QuantizeLinear<axis=1>(m, {scale}, {scale}0)
+        d = DequantizeLinear<axis=1>(i, {scale}, {scale}0) f = MatMul(d, wk)
+        c = Gather<axis=1>(f, first) y = Gemm<transB=1>(c, head)""")
+    assert rows(proto) == ({"m", "i", "d", "f"} if scale == "scale" else {"f"})
+
+
+def test_it_moves_through_weights_of_four_bits():
+    proto = model("""f = com.microsoft.MatMulNBits<K=8, N=4, bits=4, block_size=16>(
+            x, packed, scales)
+        y = Gather<axis=1>(f, last)""", "float[N,4] y")  # fmt: skip
+    assert rows(proto) == {"f"}
 
 
 KEPT = {

@@ -4,9 +4,10 @@ A row is what is left of a tensor where one axis is cut down to one element. `ro
 which axis of each input the same row is enough.
 
 Covered: pointwise operators, (Skip)LayerNormalization and RMSNormalization behind the axis, MatMul,
-FusedMatMul, Gemm, MatMulNBits, Softmax, Concat, Slice and Gather along another axis, Transpose,
-Reshape, Squeeze and Unsqueeze that keep the axis apart, quantisation with one scale, and the
-queries of Attention. Refused: everything whose operands have unknown ranks.
+FusedMatMul, Gemm, MatMulNBits, Softmax, Concat, Split, Slice and Gather along another axis,
+Transpose, Reshape, Squeeze and Unsqueeze that keep the axis apart, quantisation with one scale, and
+the queries of Attention and MultiHeadAttention. Refused: everything whose operands have unknown
+ranks.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from polytool.tensors import Shape
 Axes = list[int | None]
 """For each input the axis along which one row is read; None where all of it is."""
 
-PRODUCTS = frozenset({"MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulNBits", "Attention"})
+PRODUCTS = frozenset({
+    "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulNBits", "Attention", "MultiHeadAttention",
+})  # fmt: skip
 _LIKE_SUM = frozenset({"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"})
 
 
@@ -50,7 +53,7 @@ def rows_read(node: Node, axis: int) -> Axes | None:
 
 def same_rows(node: Node, tensor: Tensor) -> bool:
     """Whether an output has the rows of the first one."""
-    if tensor is node.outputs[0]:
+    if tensor is node.outputs[0] or node.op == "Split":
         return True
     return node.op in _LIKE_SUM and len(node.outputs) > 3 and tensor is node.outputs[3]
 
@@ -156,6 +159,12 @@ def _concat(node: Node, axis: int) -> Axes | None:
     return [axis] * len(node.inputs) if axis != joined else None
 
 
+def _split(node: Node, axis: int) -> Axes | None:
+    if axis == int(node.attrs.get("axis", 0)) % _rank(node):
+        return None
+    return [axis, *(None for _ in node.inputs[1:])]
+
+
 def _slice(node: Node, axis: int) -> Axes | None:
     axes = integers(node.inputs[3]) if len(node.inputs) > 3 else None
     if axes is None or axis in [a % _rank(node) for a in axes]:
@@ -230,7 +239,20 @@ def _attention(node: Node, axis: int) -> Axes | None:
     return [axis, None, None, *([_along(mask, 4, 2)] if len(node.inputs) > 3 else [])]
 
 
-_SHAPED = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Slice"})  # by what is on the host
+def _multi_head_attention(node: Node, axis: int) -> Axes | None:
+    """On (batch, length, width), without a cache."""
+    query, key, value, _, padding, added, *caches = (*node.inputs, *[None] * 6)[:10]
+    if axis != 1 or key is None or value is None or any(t is not None for t in caches):
+        return None
+    if node.attrs.get("unidirectional", 0) or len(_shape(query)) != 3:
+        return None
+    if padding is not None and len(_shape(padding)) > 2:
+        return None
+    axes = [1, None, None, None, None, _along(added, 4, 2)]
+    return axes[: len(node.inputs)] + [None] * (len(node.inputs) - 6)
+
+
+_SHAPED = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Slice", "Split"})  # by what is on the host
 _RULES: dict[str, Callable[[Node, int], Axes | None]] = {
     **dict.fromkeys(("MatMul", "FusedMatMul"), _product),
     **dict.fromkeys(("Gemm", "FusedGemm"), _gemm),
@@ -243,6 +265,7 @@ _RULES: dict[str, Callable[[Node, int], Axes | None]] = {
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _quantisation),
     "Identity": lambda _, axis: [axis],
     "Concat": _concat,
+    "Split": _split,
     "Slice": _slice,
     "Gather": _gather,
     "Transpose": _transpose,
@@ -250,4 +273,5 @@ _RULES: dict[str, Callable[[Node, int], Axes | None]] = {
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
     "Attention": _attention,
+    "MultiHeadAttention": _multi_head_attention,
 }

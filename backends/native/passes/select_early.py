@@ -34,6 +34,7 @@ from polytool.backends.native.passes.row_wise import (
     same_rows,
     shape_of,
 )
+from polytool.backends.native.passes.sizes import Sizes
 from polytool.tensors import DType
 
 _END = (1 << 63) - 1
@@ -54,6 +55,7 @@ Demand = Row | None
 def select_early(network: Network, config: BuilderConfig) -> PassResult:
     """Rewrite in `network` and in every body below it."""
     result = PassResult()
+    _learn_ranks(network, config)
     taken = {
         t.name for g in (network, *network.bodies()) for x in g.layers for n in x.nodes
         for t in (*n.reads(), *n.writes())
@@ -64,6 +66,24 @@ def select_early(network: Network, config: BuilderConfig) -> PassResult:
             result.changed += len(plan.selected)
             _Rewrite(graph, plan, taken).run()
     return result
+
+
+def _learn_ranks(network: Network, config: BuilderConfig) -> None:
+    """Probe where ONNX does not know shapes, as behind operators of other domains."""
+    nodes = [node for layer in network.layers for node in layer.nodes]
+    unknown = {
+        t for node in nodes for t in node.writes()
+        if t.shape is None and t.place != "host" and t.container == "tensor"
+    }  # fmt: skip
+    if unknown.isdisjoint(n.inputs[0] for n in nodes if n.op in ("Gather", "Slice")):
+        return
+    if any(n.op == "Squeeze" and len(n.inputs) < 2 for n in nodes):
+        return  # other sizes may have other ranks
+    sizes = Sizes(network, config)
+    for tensor in unknown:
+        rank = sizes.rank(tensor)
+        if rank is not None:
+            tensor.shape = (None,) * rank
 
 
 @dataclass
@@ -238,10 +258,9 @@ class _Rewrite:
             inputs[1] = self.constant(dims)
         outputs: list[Tensor | None] = []
         for tensor in node.outputs:
-            used = tensor is not None and tensor in self.plan.demands
-            made = self.named(tensor, row) if tensor is not None and used else None
-            if tensor is not None and made is not None:
-                self.rows[tensor, row] = made
+            made = None
+            if tensor is not None and same_rows(node, tensor):
+                made = self.rows[tensor, row] = self.named(tensor, row)
             outputs.append(made)
         while outputs[-1] is None:
             outputs.pop()

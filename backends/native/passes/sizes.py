@@ -41,6 +41,11 @@ class Sizes:
         found = [p.shape(tensor) for p in self._passes] if self._config.profiles else []
         return max((math.prod(shape) for shape in found if shape is not None), default=0)
 
+    def rank(self, tensor: Tensor) -> int | None:
+        """The number of dimensions, if probing tells it."""
+        found = {None if s is None else len(s) for s in (p.shape(tensor) for p in self._passes)}
+        return found.pop() if len(found) == 1 else None
+
     def same(self, a: Tensor, b: Tensor) -> bool:
         """Whether two tensors surely have one shape."""
         if a is b:
