@@ -146,7 +146,9 @@ def one_row_selected(g: Growing) -> None:
             g.add("MatMul", [x, weights], [(FLOAT, shape)], exact=False)
         elif form == 1:
             dims = tuple(d if g.number(0, 1) else 1 for d in x.shape)[g.number(0, x.rank) :]
-            other = g.one([x, g.constant(g.values(FLOAT, dims)), g.input(FLOAT, dims)])
+            other = x
+            if kind := g.number(0, 2):
+                other = g.constant(g.values(FLOAT, dims)) if kind == 1 else g.input(FLOAT, dims)
             pointwise(g, "Add", *g.one([(x, other), (other, x)]))
         elif form == 2:
             g.add("Softmax", [x], [(FLOAT, x.shape)], exact=False, axis=g.number(0, x.rank - 1))
@@ -166,6 +168,8 @@ def one_row_selected(g: Growing) -> None:
             g.add("Transpose", [x], [(FLOAT, swapped)], exact=False, perm=perm)
             shape = (*x.shape[:-1], x.shape[-2])
             g.add("MatMul", [x, last(g)], [(FLOAT, shape)], exact=False)
+        else:
+            continue
         x = last(g)
     index = g.one([0, 0, -1, -1, x.shape[axis] - 1])
     left = (*x.shape[:axis], *x.shape[axis + 1 :])

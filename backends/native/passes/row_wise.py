@@ -104,12 +104,17 @@ def _rank(node: Node) -> int:
 
 
 def _along(tensor: Tensor | None, rank: int, axis: int) -> int | None:
-    """The axis of an operand that broadcasts to `rank` dimensions; None where it has one row."""
+    """The axis of an operand that broadcasts to `rank` dimensions; None where it has none there.
+
+    The first and the last row of an operand of one row are that row: what models say of sizes need
+    not be believed.
+    """
     if tensor is None:
         return None
     shape = _shape(tensor)
     own = axis - (rank - len(shape))
-    return own if own >= 0 and shape[own] != 1 else None
+    single = tensor.constant is not None and own >= 0 and shape[own] == 1
+    return own if own >= 0 and not single else None
 
 
 def _pointwise(node: Node, axis: int) -> Axes | None:
