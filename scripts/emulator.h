@@ -51,7 +51,7 @@ struct Fibre {
     State state;
     dim3 thread, block;
     int cta, warp, lane, parity, groups;
-    std::vector<Copy> copies;
+    std::vector<Copy> copies, stores;
 };
 struct Slot { char bytes[2][32][64]; };
 
@@ -115,7 +115,7 @@ inline int run_cluster() {
         f.sp = top - 6;
         f.state = READY;
         f.parity = f.groups = 0;
-        f.copies.clear();
+        f.copies.clear(), f.stores.clear();
     }
     for (;;) {
         bool running = false, done = true;
@@ -375,6 +375,26 @@ struct bfloat_t;
         tensor_map one = *m;                                                                      \
         one.at += (z * one.rest[0] + w * one.rest[1]) * one.item;                                 \
         load_box<1>(to, &one, x, y, b);                                                           \
+    }                                                                                             \
+    inline void store_box(const tensor_map* m, int x, int y, const void* from) {                  \
+        for (u64 i = 0; i < m->box_rows && y + i < m->rows; i++)                                  \
+            for (u64 j = 0; j < m->box_columns && x + j < m->columns; j += 16 / m->item) {        \
+                uintptr_t p = (uintptr_t)from + i * 128 + j * m->item;                            \
+                emu::Copy c = {(char*)m->at + ((y + i) * m->pitch + x + j) * m->item,             \
+                               (void*)(p ^ ((p >> 3) & 0x70)), true, 0};                          \
+                if (emu::late) emu::current->stores.push_back(c); else copy_now(c);               \
+            }                                                                                     \
+    }                                                                                             \
+    inline void boxes_commit() {}                                                                 \
+    inline void boxes_read() {                                                                    \
+        for (auto& c : emu::current->stores) copy_now(c);                                         \
+        emu::current->stores.clear();                                                             \
+    }                                                                                             \
+    inline void store_matrix4(void* p, const u32 (&r)[4]) {                                       \
+        void* all[32];                                                                            \
+        int l = emu::current->lane;                                                               \
+        emu::exchange(p, all);                                                                    \
+        for (int i = 0; i < 4; i++) memcpy((char*)all[i * 8 + l / 4] + l % 4 * 4, &r[i], 4);      \
     }                                                                                             \
     inline void group_sync(int) { emu::pause(emu::WARPGROUP); }                                   \
     inline void prefetch_map(const tensor_map*) {}                                                \

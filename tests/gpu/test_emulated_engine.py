@@ -5,6 +5,7 @@ import onnx.parser
 import pytest
 
 from polytool import NativeRunner
+from polytool.backends.native.passes import fuse_norm_gemm, fuse_residual_norm
 from scripts.conformance import cases, run
 from scripts.emulated_gpu import emulated_gpu
 
@@ -143,6 +144,60 @@ def test_three_addends_are_summed_without_rounding(gpu, scale):
     expected = NativeRunner(proto, device="cpu", precision="fp16").infer(feeds)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("norm", ["LayerNormalization(s, g, b)", "RMSNormalization(s, g)"])
+def test_products_take_in_the_normalisation_of_what_they_read(gpu, monkeypatch, norm):
+    for module in (fuse_norm_gemm, fuse_residual_norm):
+        monkeypatch.setattr(module, "LARGE", 0)
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["" : 23]>
+        g (float[512,128] x) => (float[512,192] y, float[512,128] z)
+        {{ h = MatMul(x, up) i = MatMul(h, down) j = Add(i, d) s = Add(x, j) n = {norm}
+          p = MatMul(n, up) q = Add(p, c) y = Gelu(q) z = Neg(s) }}"""
+    )
+    rng = np.random.default_rng(0)
+    weights = {
+        "g": rng.uniform(0.01, 30, 128), "b": rng.standard_normal(128),
+        "up": rng.standard_normal((128, 192)) / 11, "down": rng.standard_normal((192, 128)) / 14,
+        "c": rng.standard_normal(192), "d": np.zeros(128),
+    }  # fmt: skip
+    for name, value in weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(value.astype("f4"), name))
+    x = (rng.standard_normal((512, 128)) * rng.uniform(0.1, 9, (512, 1)) + 1).astype(np.float32)
+    x[7] = 0  # a row without deviation
+    options = {"precision": "fp16", "builder_optimization_level": 0}  # the first candidates
+    with NativeRunner(proto, device="cuda", **options) as runner:
+        found = runner.infer({"x": x})
+        assert not runner.context._program.on_host
+        launches = runner.context._program.whole()._launches
+        plans = [s.plans[0].name for s, _ in launches if s.layer.kind in ("gemm", "norm_gemm")]
+    assert [name.split()[0] for name in plans] == ["gemm", "gemm_wide", "gemm_wide"]
+    expected = NativeRunner(proto, device="cpu", precision="fp16").infer({"x": x})
+    assert np.isfinite(found["y"]).all()
+    for name, value in expected.items():
+        assert np.linalg.norm(found[name] - value) < 1e-3 * np.linalg.norm(value)
+
+
+def test_rows_of_equal_values_are_normalised_to_nothing(gpu, monkeypatch):
+    monkeypatch.setattr(fuse_norm_gemm, "LARGE", 0)
+    proto = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["" : 23]> g (float[512,256] x) => (float[512,128] y)
+        { n = LayerNormalization(x, g, b) y = MatMul(n, m) }"""
+    )
+    rng = np.random.default_rng(0)
+    weights = {
+        "g": rng.uniform(0.5, 2, 256), "b": np.ones(256), "m": rng.standard_normal((256, 128)) / 16,
+    }  # fmt: skip
+    for name, value in weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(value.astype("f4"), name))
+    x = np.repeat(rng.uniform(-2, 2, (512, 1)), 256, 1).astype(np.float32)
+    options = {"precision": "fp16", "builder_optimization_level": 0}
+    with NativeRunner(proto, device="cuda", **options) as runner:
+        found = runner.infer({"x": x})["y"]
+        assert [x.kind for x in runner.engine.network.layers if x.kind == "norm_gemm"]
+    shift = weights["m"].sum(0)
+    assert np.abs(found - shift).max() < 4e-3 * np.abs(shift).max()
 
 
 def _sample(share: int):

@@ -1,12 +1,15 @@
 """Products, convolutions and attention, on the host thread by thread and on the GPU."""
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 
-from polytool.backends.native.kernels import attention, direct, gemm, gemm_wide
+from polytool.backends.native.cuda.normalized import normalized_by_rows
+from polytool.backends.native.kernels import attention, direct, gemm, gemm_wide, row_moments
 from polytool.backends.native.kernels.expr import Step, Tree
+from polytool.backends.native.kernels.source import Plan
 from polytool.backends.native.kernels.transpose import PackImage
 from polytool.tensors import DType
 
@@ -80,8 +83,21 @@ def test_wide_gemm_with_bias_residual_and_relu(run_plan, rng, tile, cluster, m, 
     a, b, residual = (rng.standard_normal(s).astype("f2") for s in ((m, k), (n, k), (m, n)))
     bias, out = rng.standard_normal(n).astype("f2"), np.full((m, n), np.nan, "f2")
     op = gemm_wide.WideGemm(H, BIAS_ADD_RELU, *tile, cluster)
+    assert op.boxes
     run_plan(op.plan(gemm.Matrix(m, n, k), blocks), [a, b, bias, residual, out])
     assert error(out, np.maximum(a.astype("f8") @ b.T.astype("f8") + bias + residual, 0)) < 3e-4
+
+
+@pytest.mark.parametrize("tile", [(2, 256, 2), (3, 128, 1)], ids=str)
+def test_wide_gemm_with_a_residual_of_another_type(run_plan, rng, tile):
+    m, n, k = 300, 264, 136
+    a, b = (rng.standard_normal(s).astype("f2") for s in ((m, k), (n, k)))
+    residual, out = rng.standard_normal((m, n)).astype("f4"), np.full((m, n), np.nan, "f2")
+    epilogue = gemm.Epilogue(Tree((S, S), (Step.of("Add", 0, 1, dtype=H),)), ("full",))
+    op = gemm_wide.WideGemm(H, epilogue, *tile)
+    assert not op.boxes
+    run_plan(op.plan(gemm.Matrix(m, n, k), 2), [a, b, residual, out])
+    assert error(out, a.astype("f8") @ b.T.astype("f8") + residual) < 3e-4
 
 
 @pytest.mark.parametrize("out", ["f2", "f4"])
@@ -103,6 +119,55 @@ def test_wide_gemm_finishes_a_bias_in_registers(run_plan, rng, tile, out):
     run_plan(plan, [a, b, bias, result])
     reference = np.maximum(a.astype("f8") @ b.T.astype("f8") + bias, 0)
     assert error(result, reference) < (3e-4 if out == "f2" else 1e-6)
+
+
+def moments_of(rows):
+    """As row_moments.py lays them out: [columns / 64, rows, 2]."""
+    parts = rows.astype("f8").reshape(len(rows), -1, row_moments.PART).swapaxes(0, 1)
+    return np.stack([parts.sum(-1), (parts**2).sum(-1)], -1)
+
+
+@pytest.mark.parametrize("tile", [(2, 256, 2), (3, 128, 1), (2, 192, 1)], ids=str)
+def test_wide_gemm_also_stores_the_moments_of_its_rows(run_plan, rng, tile):
+    m, n, k = 300, 320, 136
+    a, b, residual = (rng.standard_normal(s).astype("f2") for s in ((m, k), (n, k), (m, n)))
+    bias, out = rng.standard_normal(n).astype("f2"), np.full((m, n), np.nan, "f2")
+    moments = np.full((n // row_moments.PART, m, 2), np.nan, "f4")
+    op = gemm_wide.WideGemm(H, BIAS_ADD_RELU, *tile, measured=True)
+    run_plan(op.plan(gemm.Matrix(m, n, k), 2), [a, b, bias, residual, out, moments])
+    reference = np.maximum(a.astype("f8") @ b.T.astype("f8") + bias + residual, 0)
+    assert error(out, reference) < 3e-4
+    assert error(moments, moments_of(reference)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["f2", ml_dtypes.bfloat16])
+def test_rows_in_memory_are_measured(run_plan, rng, dtype):
+    x, moments = rng.standard_normal((9, 320)).astype(dtype), np.full((5, 9, 2), np.nan, "f4")
+    call = row_moments.measuring(DType.of(x), 9, 320, 0, 1)
+    run_plan(Plan((call,)), [x, moments])
+    assert error(moments, moments_of(x)) < 1e-6
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("tile", [(2, 256, 2), (3, 192, 1), (2, 128, 1), None], ids=str)
+def test_a_product_of_normalised_rows(run_plan, rng, tile, centred):
+    m, n, k = 500, 264, 192
+    x = (rng.standard_normal((m, k)) * rng.uniform(0.1, 9, (m, 1)) + 2).astype("f2")
+    w = rng.standard_normal((n, k))
+    w = (w - w.mean(1, keepdims=True) * centred).astype("f2")
+    shift, out = rng.standard_normal(n).astype("f4"), np.full((m, n), np.nan, "f2")
+    tree = Tree((S, S), (Step.of("Add", 0, 1, dtype=H), Step.of("Relu", 2, dtype=H)))
+    epilogue, factor = gemm.Epilogue(tree, ("column",)), np.array([0.25], "f4")
+    problem, norm = gemm.Matrix(m, n, k), row_moments.RowNorm.of(k, 1e-5, centred)
+    if tile is None:
+        plan = normalized_by_rows(H, epilogue, problem, norm)
+    else:
+        op = gemm_wide.WideGemm(H, epilogue, *tile, normalized=True)
+        plan = op.plan(problem, 2, norm)
+    run_plan(plan, [x, w, shift, moments_of(x).astype("f4"), factor, out])
+    wide = x.astype("f8")
+    deviation = np.sqrt((wide**2).mean(1) - (wide.mean(1) * centred) ** 2 + 1e-5)[:, None]
+    assert error(out, np.maximum(wide @ w.T.astype("f8") * 0.25 / deviation + shift, 0)) < 3e-4
 
 
 def test_odd_columns_are_stored_one_by_one(run_plan, rng):

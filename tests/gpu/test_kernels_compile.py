@@ -17,6 +17,7 @@ from polytool.backends.native.kernels import (
     ordering,
     pool,
     reduce,
+    row_moments,
     rows,
     spatial,
 )
@@ -37,6 +38,11 @@ def bias(kind, acc=S, *more):
     return gemm.Epilogue(Tree((acc, kind), tuple(steps)), ("column",))
 
 
+def beside(kind):
+    steps = (Step.of("Add", 0, 1, dtype=kind), Step.of("Add", 3, 2, dtype=kind))
+    return gemm.Epilogue(Tree((S, kind, kind), steps), ("column", "full"))
+
+
 def layer_norm(kind):
     affine = Tree(
         (D if kind is D else S, kind, kind),
@@ -52,6 +58,11 @@ def products():
             yield gemm.Gemm(H, bias(H, S, "Gelu"), tile, image).kernel
     for groups, columns in gemm_wide.TILES:
         yield gemm_wide.WideGemm(H, bias(H, S, "Gelu"), groups, columns).kernel
+    for kind, norm in ((H, False), (B, True)):
+        yield gemm_wide.WideGemm(kind, bias(S, S, "Gelu"), 3, 192, normalized=True).kernel
+        yield gemm_wide.WideGemm(kind, beside(kind), 3, 192, measured=norm).kernel
+        yield row_moments.measuring(kind, 64, 64, 0, 1).kernel
+    yield row_moments.scaling(64, row_moments.RowNorm(), 0, 1, 2).kernel
     yield gemm_wide.WideGemm(I8, gemm.Epilogue(Tree((I32,))), 2, 128, 1).kernel
     group, warps = gemm.Tile(64, 64, 4, 1, 6, True), gemm.Tile(64, 64, 2, 2, 6)
     for tile in (group, warps):

@@ -9,6 +9,7 @@ from polytool import NativeRunner
 from polytool.backends.native.cuda.buffers import View
 from polytool.backends.native.cuda.fallback import host_layers
 from polytool.backends.native.cuda.recorder import Recorder, storages
+from polytool.backends.native.passes import fuse_norm_gemm, fuse_residual_norm
 from polytool.backends.native.shapes import ShapePass
 from polytool.errors import UnsupportedError
 from scripts import made_models
@@ -136,6 +137,36 @@ def test_a_residual_norm_is_one_kernel_that_reads_views(shape, move):
     assert step.layer.kind == "residual_norm" and step.writes == 2
     (call,) = step.plans[0].calls
     assert "#define VEC 8" in call.kernel.source
+
+
+def test_a_product_measures_the_rows_that_the_next_one_normalises(monkeypatch):
+    monkeypatch.setattr(fuse_norm_gemm, "LARGE", 0)
+    monkeypatch.setattr(fuse_residual_norm, "LARGE", 0)
+    proto = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["" : 18]>
+        g (float16[4,128,192] x, float16[4,128,192] r)
+            => (float16[4,128,192] y, float16[4,128,192] z)
+        { n = LayerNormalization(x, v) a = MatMul(n, w) s = Add(a, r) m = LayerNormalization(s, v)
+          b = MatMul(m, w) y = Relu(b) z = Neg(s) }"""
+    )
+    weights = {"v": np.ones(192, np.float16), "w": np.zeros((192, 192), np.float16)}
+    for name, value in weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    feeds = {name: np.zeros((4, 128, 192), np.float16) for name in "xr"}
+    recorder, refused = record(proto, feeds)
+    assert not refused
+    found = [(s.layer.kind, s.plans[-1].name.split()[0], s.writes) for s in recorder.steps]
+    # with an addend of its own the first product stays apart from its normalisation
+    assert found[0][0] == "LayerNormalization"
+    assert [f for f in found if f[0] != "Neg"][1:] == [
+        ("gemm", "gemm", 2),
+        ("norm_gemm", "rows,", 1),
+    ]
+    for step in recorder.steps[1:3]:
+        assert len(step.plans[-1].calls) == 2  # for a GPU without Hopper's matrix units
+        assert all(p.name.startswith("gemm_wide") for p in step.plans[:-1])
+    moments = recorder.steps[1].views[-1]
+    assert moments.shape == (3, 512, 2) and moments in recorder.steps[2].views
 
 
 def test_every_buffer_that_is_read_was_written_before():

@@ -14,6 +14,7 @@ import onnx.parser
 import pytest
 
 from polytool import NativeRunner
+from polytool.backends.native.passes import fuse_norm_gemm
 
 RNG = np.random.default_rng(0)
 KINDS = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -53,6 +54,10 @@ CASES = {
         )
         for norm in ("LayerNormalization(s, ones)", "RMSNormalization(s, ones)")
     ],
+    "norm_gemm": [
+        ("float[4,1984] x", f"n = {norm} y = MatMul(n, matrix)")
+        for norm in ("LayerNormalization(x, row)", "RMSNormalization(x, row)")
+    ],
     "reduction": [
         (f"float[4,{LONG}] x", f"y = Reduce{op}<keepdims = 0>(x, axis)")
         for op in ("Sum", "Mean", "L1", "L2", "SumSquare", "LogSumExp")
@@ -76,6 +81,11 @@ CASES = {
 FLAT = [(kind, *case) for kind, cases in CASES.items() for case in cases]
 
 
+@pytest.fixture(autouse=True)
+def _small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuse_norm_gemm, "LARGE", 0)
+
+
 def build(inputs: str, body: str) -> onnx.ModelProto:
     text = f'<ir_version: 11, opset_import: ["" : 23]> g ({inputs}) => (float y) {{ {body} }}'
     proto = onnx.parser.parse_model(text)
@@ -83,6 +93,8 @@ def build(inputs: str, body: str) -> onnx.ModelProto:
     constants = {
         "axis": np.array([1]),
         "ones": np.ones(LONG, np.float32),
+        "row": np.ones(1984, np.float32),
+        "matrix": np.float32(np.arange(1984 * 5).reshape(1984, 5) % 61 / 64),
         "scales": np.float32([1, 1, 1.7, 2.3]),
         "r0": np.float32([[[0.125]]]),
         "shape": np.array([1, 64, 16]),

@@ -75,17 +75,21 @@ def _scaled(
     if bias is not None:
         first.append(Step.of("Add", current, 1, dtype=DType.FLOAT))
         current = count + len(first) - 1
-    moved = _renumbered(tree, current, len(inputs), len(first), 1 if bias is not None else 0)
+    moved = renumbered(tree, current, len(inputs), len(first), 1 if bias is not None else 0)
     steps = (*first, *moved)
     assert output.dtype is not None
     whole = Tree(tuple(inputs), steps)
-    if not steps or whole.output_dtypes[0] is not output.dtype:
+    sums = bool(steps) and steps[-1].op in ("Add", "Mul") and steps[-1].dtype is DType.FLOAT
+    if sums and output.dtype in _TENSOR_CORE:  # one that is rounded when it is stored
+        rounded = dataclasses.replace(steps[-1], dtype=output.dtype)
+        whole = Tree(tuple(inputs), (*steps[:-1], rounded))
+    elif not steps or whole.output_dtypes[0] is not output.dtype:
         last = len(inputs) + len(steps) - 1 if steps else 0
         whole = Tree(tuple(inputs), (*steps, Step.of("Cast", last, dtype=output.dtype)))
     return Epilogue(whole, tuple(kinds)), views
 
 
-def _renumbered(tree: Tree, current: int, count: int, before: int, inserted: int) -> list[Step]:
+def renumbered(tree: Tree, current: int, count: int, before: int, inserted: int) -> list[Step]:
     """The tree's steps after `inserted` inputs and `before` steps were put in front of them."""
     old = len(tree.inputs)
 
@@ -124,16 +128,20 @@ def with_epilogue(rec: Recorder, layer: Layer, lower: Callable[[Recorder, Layer]
         _in_two(rec, layer, lower)
 
 
+def is_constant(epilogue: Epilogue, views: Sequence[View]) -> bool:
+    """Whether B and the columns of the epilogue were there before the inference.
+
+    They may be read then before the launches in front have finished.
+    """
+    columns = (v for v, k in zip(views[2:], epilogue.operands, strict=False) if k == "column")
+    return all(v.storage.make is not None for v in (views[1], *columns))
+
+
 def multiply(
     rec: Recorder, dtype: DType, epilogue: Epilogue, problem: Problem, views: Sequence[View]
 ) -> None:
     """Record every tile shape worth timing."""
-    # what was there before the inference may be read before the launches in front have finished
-    early = [
-        views[1],
-        *(v for v, k in zip(views[2:], epilogue.operands, strict=False) if k == "column"),
-    ]
-    constant = all(v.storage.make is not None for v in early)
+    constant = is_constant(epilogue, views)
     found = candidates(dtype, epilogue, problem, constant=constant)
     if not found:
         raise UnsupportedError("no tile shape fits the product")

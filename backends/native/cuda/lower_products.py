@@ -16,6 +16,7 @@ from polytool.backends.native.cuda.epilogues import (
     packed_constant,
     with_epilogue,
 )
+from polytool.backends.native.cuda.normalized import measured_product
 from polytool.backends.native.cuda.recorder import Recorder, given, lowering
 from polytool.backends.native.kernels.direct import Product
 from polytool.backends.native.kernels.epilogue import Epilogue
@@ -170,7 +171,9 @@ def _tensor_core_product(
         rows, lda = _rows(rec, a)
         columns = _columns(rec, node, b)
         problem = Matrix(math.prod(a.shape[:-1]), n, k, lda=lda)
-        multiply(rec, a.dtype, epilogue, problem, [rows, columns, *views, rec.output(output)])
+        operands = [rows, columns, *views, rec.output(output)]
+        if not measured_product(rec, epilogue, problem, operands, output):
+            multiply(rec, a.dtype, epilogue, problem, operands)
         return
     batch = a.shape[:-2]
     if b.shape[:-2] != batch:

@@ -206,12 +206,14 @@ class Recorder:
         shapes: concrete shapes, and host values.
         line: all layers that will be lowered, for those that are done together.
         views: where each tensor lies by now.
+        moments: where those of a tensor's rows lie (see row_moments.py).
     """
 
     shapes: ShapePass
     line: Sequence[Layer] = ()
     steps: list[Step] = field(default_factory=list)
     views: dict[Tensor, View] = field(default_factory=dict)
+    moments: dict[Tensor, View] = field(default_factory=dict)
     _layer: Layer | None = None
     _depth: int = 0
     _copies: dict[tuple[View, tuple[int, ...]], View] = field(default_factory=dict)
@@ -255,11 +257,12 @@ class Recorder:
     def attempt(self) -> Iterator[None]:
         """Forget what the body recorded when it refuses."""
         before, views, copies = len(self.steps), dict(self.views), dict(self._copies)
+        moments = dict(self.moments)
         try:
             yield
         except UnsupportedError:
             del self.steps[before:]
-            self.views, self._copies = views, copies
+            self.views, self._copies, self.moments = views, copies, moments
             raise
 
     def siblings(self, layer: Layer, family: Callable[[Layer], Hashable]) -> list[Layer]:

@@ -35,18 +35,24 @@ class Epilogue:
         kinds = zip(self.tree.inputs[1:], self.operands, strict=True)
         return sum(item_size(t) * columns for t, o in kinds if o == "column")
 
-    def register_code(self) -> str:
-        """What gemm_wide.cuh wants of an epilogue without operands that lie like the output.
+    def register_code(self, *, kept: bool = False) -> str:
+        """What gemm_wide.cuh wants of an epilogue that is computed where the sums are.
 
-        `fetch_columns` loads two columns of the column operands; `finish_pair` computes two sums.
+        `fetch_columns` loads two columns of the column operands; `finish_pair` computes two sums,
+        beside two elements of the one operand that may lie like the output. Sums become the
+        results before they are rounded where these are `kept`.
         """
         types = list(zip(self.tree.inputs[1:], self.operands, strict=True))
         params = "".join(f", const {C_TYPES[t]}* x{i}" for i, (t, _) in enumerate(types, 1))
         args = "".join(f", x{i}" for i in range(1, len(types) + 1))
         members, loads, names = [], [], ["sum[i]"]
+        beside = ""
         for i, (dtype, operand) in enumerate(types, 1):
             kind = C_TYPES[dtype]
-            if operand == "column":
+            if operand == "full":
+                beside = f"pack<{kind}, 2>"
+                names.append("widen(beside.at[i])")
+            elif operand == "column":
                 members.append(f"    pack<{kind}, 2> c{i};")
                 loads.append(f"    to.c{i} = load_pack<{kind}, 2>(x{i} + col);")
                 names.append(f"widen(held.c{i}.at[i])")
@@ -57,18 +63,21 @@ class Epilogue:
             (
                 f"#define EPILOGUE_PARAMS {params}",
                 f"#define EPILOGUE_ARGS {args}",
-                "#define BESIDE 0",
+                f"#define BESIDE {int(bool(beside))}",
+                *((f"typedef {beside} beside_pair;",) if beside else ()),
                 "struct column_operands {",
                 *members,
                 "};",
                 f"DEVICE void fetch_columns(column_operands& to, int col{params}) {{",
                 *loads,
                 "}",
-                "DEVICE void finish_pair(const ACC* sum, const column_operands& held,"
+                f"DEVICE void finish_pair({'' if kept else 'const '}ACC* sum,"
+                f" const column_operands& held{', const beside_pair& beside' if beside else ''},"
                 f" pack<T_OUT, 2>& out{params}) {{",
                 "#pragma unroll",
                 "    for (int i = 0; i < 2; i++) {",
                 *lines,
+                *((f"        sum[i] = {result};",) if kept else ()),
                 f"        out.at[i] = narrow<T_OUT>({result});",
                 "    }",
                 "}",

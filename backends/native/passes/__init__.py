@@ -12,6 +12,7 @@ from polytool.backends.native.network import Network
 from polytool.backends.native.passes.fuse_attention import fuse_attention
 from polytool.backends.native.passes.fuse_epilogue import fuse_epilogues
 from polytool.backends.native.passes.fuse_gelu import fuse_gelu
+from polytool.backends.native.passes.fuse_norm_gemm import fuse_norm_gemms
 from polytool.backends.native.passes.fuse_normalization import fuse_normalizations
 from polytool.backends.native.passes.fuse_residual_norm import fuse_residual_norms
 from polytool.backends.native.passes.gemm_to_matmul import gemm_to_matmul
@@ -32,6 +33,7 @@ PASSES: tuple[Pass, ...] = (
     select_early,
     fuse_residual_norms,
     fuse_epilogues,
+    fuse_norm_gemms,
 )
 UNOPTIMIZED: tuple[Pass, ...] = (place_on_host, lower_precision)
 """What remains when `BuilderConfig.optimize` is False."""

@@ -23,11 +23,10 @@ from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.network import Layer, Network, Node, Tensor
 from polytool.backends.native.passes.fuse_epilogue import ANCHORS
 from polytool.backends.native.passes.result import PassResult
-from polytool.backends.native.passes.sizes import Sizes
+from polytool.backends.native.passes.sizes import LARGE, Sizes
 
 _NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 _ADDS = 2  # of one layer
-_LARGE = 1 << 22  # elements from which on several tensors of a layer do not stay in a GPU's cache
 
 
 def fuse_residual_norms(network: Network, config: BuilderConfig) -> PassResult:
@@ -71,7 +70,7 @@ def _fuse(graph: Network, sizes: Sizes, result: PassResult) -> None:
             continue
         total, leaves = layer.outputs[0], layer.outputs[0] in leaving
         kept = leaves or len(reading) > 1
-        if kept and sizes.elements(total) >= _LARGE and any(map(products.feed, layer.inputs)):
+        if kept and sizes.elements(total) >= LARGE and any(map(products.feed, layer.inputs)):
             result.refused.append(f"{layer.name}: the sum is large, and stays with its product")
             continue
         joined = [after, *_cast(after.outputs[0], readers, leaving)]

@@ -10,6 +10,9 @@ from polytool.backends.native.network import Network, Tensor
 from polytool.backends.native.shapes import ShapePass, probe, sample_inputs
 from polytool.tensors import Shape
 
+LARGE = 1 << 22
+"""Elements from which on several tensors of a layer do not stay in a GPU's cache."""
+
 
 class Sizes:
     """Answers about the shapes of tensors of a network and its bodies.

@@ -53,6 +53,11 @@ DEVICE void load_matrix4_transposed(u32 (&r)[4], const void* p) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(p)) : "memory");
 }
+// four matrices of 8 x 8: a lane has two neighbours of one row, and the place of another row
+DEVICE void store_matrix4(void* p, const u32 (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
+                 :: "r"(shared_address(p)), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
+}
 #define MMA_FLOAT(name, shape_types)                                                              \
     DEVICE void name(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {                          \
         asm("mma.sync.aligned." shape_types " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
@@ -129,6 +134,14 @@ DEVICE void load_box(void* to, const tensor_map* map, int x, int y, int z, int w
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
                  :: "r"(shared_address(to)), "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(shared_address(b)) : "memory");
 }
+// a box to column x, row y; what lies outside of the matrix is left out
+DEVICE void store_box(const tensor_map* map, int x, int y, const void* from) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];"
+                 :: "l"(map), "r"(shared_address(from)), "r"(x), "r"(y) : "memory");
+}
+DEVICE void boxes_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// the shared memory of boxes that this thread stores may be written again
+DEVICE void boxes_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 // the threads of one warpgroup; others have other numbers, from 1 on
 DEVICE void group_sync(int number) { asm volatile("bar.sync %0, 128;" :: "r"(number) : "memory"); }
 DEVICE void prefetch_map(const tensor_map* map) { asm volatile("prefetch.tensormap [%0];" :: "l"(map) : "memory"); }
