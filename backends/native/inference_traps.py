@@ -37,6 +37,7 @@ def infer_untrapped(proto: ModelProto, data_prop: bool = False) -> ModelProto:
     They are hidden at first, which leaves the types of their outputs open, and seen as soon as
     the types of their inputs are known to be harmless; a chain of them takes a round for each.
     """
+    _refuse_negative_weights(proto)
     traps = _READS_TYPE | {("", "GatherND")}
     if _has_huge_sizes(proto):
         traps.add(("", "Expand"))
@@ -93,6 +94,15 @@ def infer_node(
     except IndexError as err:
         raise ValueError(str(err)) from err
     return found
+
+
+def _refuse_negative_weights(proto: ModelProto) -> None:
+    """Slice-10 ends the process on a tensor of negative size."""
+    tensors = [*_initializers(proto.graph)]
+    tensors += [a.t for n in _every_node(proto) for a in n.attribute if a.HasField("t")]
+    for tensor in tensors:
+        if min(tensor.dims, default=0) < 0:
+            raise ValueError(f"tensor {tensor.name!r} has a negative dimension")
 
 
 def _every_node(proto: ModelProto) -> Iterator[NodeProto]:
