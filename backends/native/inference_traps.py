@@ -16,6 +16,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from polytool import arrays
 from polytool.arrays import MAX_RANK
+from polytool.backends.native.inference_apart import infer_apart, may_abort
 from polytool.errors import ModelError
 from polytool.model import graphs, nodes
 
@@ -41,8 +42,10 @@ def infer_untrapped(proto: ModelProto, data_prop: bool = False) -> ModelProto:
     traps = _READS_TYPE | {("", "GatherND")}
     if _has_huge_sizes(proto):
         traps.add(("", "Expand"))
-    if not any(_key(n) in traps for n in _every_node(proto)):
-        return onnx.shape_inference.infer_shapes(proto, data_prop=data_prop)
+    keys = {_key(n) for n in _every_node(proto)}
+    infer = infer_apart if may_abort(keys) else onnx.shape_inference.infer_shapes
+    if not keys & traps:
+        return infer(proto, data_prop=data_prop)
     copy = ModelProto()
     copy.CopyFrom(proto)
     for importer in (copy, *copy.functions):
@@ -52,7 +55,7 @@ def infer_untrapped(proto: ModelProto, data_prop: bool = False) -> ModelProto:
         if _key(node) in traps:
             node.domain = _HIDDEN + node.domain
     while True:
-        inferred = onnx.shape_inference.infer_shapes(copy, data_prop=data_prop)
+        inferred = infer(copy, data_prop=data_prop)
         if not _show(copy.graph, inferred.graph, {}):
             break
     for node in _every_node(inferred):

@@ -42,6 +42,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "operators": (
         {
             "polytool.backends.native.inference",
+            "polytool.backends.native.inference_apart",
             "polytool.backends.native.inference_traps",
             "polytool.backends.native.network",
             "polytool.backends.native.ops",

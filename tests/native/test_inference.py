@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import pytest
 
 import polytool
 from polytool.backends.native.inference import infer_shapes
+from polytool.inspection import inspect_model
 
 
 def shapes_of(proto: onnx.ModelProto) -> dict[str, list[int | str]]:
@@ -84,3 +86,34 @@ def test_a_size_that_is_inferred_as_negative_is_not_indexed_by() -> None:
         y = GatherND (x, n)
     }""")
     assert "y" not in shapes_of(model)
+
+
+WINDOWED = """g (float[1,1,SIZE,8] x) => (y)
+<int64[1] s = {0}, int64[1] e = {3}, int64[1] a = {2},
+ float[1,1,3,3] w = {1, 1, 1, 1, 1, 1, 1, 1, 1}> {
+    p = Conv (x, w)
+    m = MaxPool <kernel_shape = [5, 5]> (p)
+    y = Slice (m, s, e, a)
+}"""
+
+
+def test_slices_behind_windows_are_followed() -> None:
+    found = shapes_of(parsed(WINDOWED.replace("SIZE", "9")))
+    assert found["m"] == [1, 1, 3, 2]
+    assert found["y"] == [1, 1, 3, 2]
+
+
+def test_weights_stay_where_inference_runs_in_a_process_of_its_own() -> None:
+    model = parsed(WINDOWED.replace("SIZE", "9"))
+    inferred = infer_shapes(model)
+    assert inferred.graph.initializer == model.graph.initializer
+    del inferred.graph.value_info[:], model.graph.value_info[:]
+    del inferred.graph.output[:], model.graph.output[:]
+    assert inferred == model
+
+
+def test_a_window_larger_than_the_image_ends_no_process() -> None:
+    with pytest.raises(ValueError, match="ends the process on this model"):
+        infer_shapes(parsed(WINDOWED.replace("SIZE", "3")))
+    layers = inspect_model(parsed(WINDOWED.replace("SIZE", "3"))).layers
+    assert [x.op for x in layers] == ["Conv", "MaxPool", "Slice"]
