@@ -179,6 +179,34 @@ def test_products_take_in_the_normalisation_of_what_they_read(gpu, monkeypatch, 
         assert np.linalg.norm(found[name] - value) < 1e-3 * np.linalg.norm(value)
 
 
+@pytest.mark.parametrize(("rows", "product"), [(512, "gemm_wide"), (64, "gemm")])
+def test_products_of_the_same_normalised_rows_are_one(gpu, monkeypatch, rows, product):
+    monkeypatch.setattr(fuse_norm_gemm, "LARGE", 0)
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["" : 23]>
+        g (float16[{rows},64] x) => (float16[a,b] y, float16[c,d] z, float16[e,f] w)
+        {{ n = LayerNormalization(x, g, b) h = MatMul(n, p) y = Add(h, b) i = MatMul(n, p2)
+          z = Add(i, c) j = MatMul(n, p3) w = Add(j, g) }}"""
+    )
+    rng = np.random.default_rng(0)
+    weights = {"g": rng.uniform(0.5, 2, 64), "b": rng.standard_normal(64)}
+    weights |= {"c": rng.standard_normal(64)}
+    weights |= {n: rng.standard_normal((64, 64)) / 8 for n in ("p", "p2", "p3")}
+    for name, value in weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(value.astype("f2"), name))
+    x = (rng.standard_normal((rows, 64)) * 3 + 1).astype("f2")
+    with NativeRunner(proto, device="cuda", builder_optimization_level=0) as runner:
+        found = runner.infer({"x": x})
+        launches = runner.context._program.whole()._launches
+        # moments or the normalisation, the product, and what copies its parts to the outputs
+        assert [s.plans[0].name.split()[0] for s, _ in launches[:2]] == ["generated", product]
+        assert len(launches) == 5
+    expected = NativeRunner(proto, device="cpu").infer({"x": x})
+    for name, value in expected.items():
+        difference = found[name].astype("f4") - value.astype("f4")
+        assert np.linalg.norm(difference) < 2e-3 * np.linalg.norm(value.astype("f4"))
+
+
 def test_rows_of_equal_values_are_normalised_to_nothing(gpu, monkeypatch):
     monkeypatch.setattr(fuse_norm_gemm, "LARGE", 0)
     proto = onnx.parser.parse_model(

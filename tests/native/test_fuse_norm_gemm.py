@@ -18,6 +18,7 @@ WEIGHTS = {
     "g": RNG.uniform(0.5, 2, 64),
     "b": RNG.standard_normal(64),
     "m": RNG.standard_normal((64, 128)) / 8,
+    "other": RNG.standard_normal((64, 128)) / 8,
     "back": RNG.standard_normal((128, 64)) / 11,
     "c": RNG.standard_normal(128),
     "odd": RNG.standard_normal((40, 8)),
@@ -73,6 +74,17 @@ def test_a_gemm_with_a_bias_joins(product):
     (expected,) = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, feeds)
     found = NativeRunner(proto, device="cpu", precision="fp16").infer(feeds)["y"]
     assert np.linalg.norm(found - expected) < 2e-3 * np.linalg.norm(expected)
+
+
+def test_products_of_the_same_rows_have_a_copy_each():
+    body = """n = LayerNormalization(x, g, b) p = MatMul(n, m) q = Add(p, c) r = MatMul(n, other)
+        y = Concat<axis = 2>(q, r)"""
+    proto = build(body)
+    assert kinds(proto) == ["norm_gemm", "norm_gemm", "Concat"]
+    feeds = feeds_of(proto)
+    (expected,) = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, feeds)
+    found = NativeRunner(proto, device="cpu", precision="fp16").infer(feeds)["y"]
+    assert np.linalg.norm(found - expected) < 3e-3 * np.linalg.norm(expected)
 
 
 def test_a_transformer_block_has_two():

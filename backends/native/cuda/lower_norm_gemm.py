@@ -1,80 +1,124 @@
-"""A normalisation and the product that reads it, in one kernel.
+"""A normalisation in the kernel of the product that reads it.
 
-With d the deviation of a row of x, and the mean of the rows of `scale * W` taken off beforehand,
-`LayerNormalization(x) W = x (scale W - mean) / d + shift W`: of x only d is needed besides.
+Several products that read the same rows are one. See normalized_weights.py and
+kernels/row_moments.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any
+from collections.abc import Hashable, Sequence
 
-import numpy as np
-
+from polytool.backends.native.cuda.buffers import View
 from polytool.backends.native.cuda.epilogues import epilogue_of
+from polytool.backends.native.cuda.lower_products import joined
 from polytool.backends.native.cuda.normalized import moments_of, normalized_product
+from polytool.backends.native.cuda.normalized_weights import NormalizedWeights
 from polytool.backends.native.cuda.recorder import Recorder, given, lowering
 from polytool.backends.native.kernels.gemm import Matrix
 from polytool.backends.native.kernels.row_moments import PART, RowNorm
-from polytool.backends.native.network import Constant, Layer, Node
+from polytool.backends.native.network import Constant, Layer, Node, Tensor
 from polytool.errors import UnsupportedError
 from polytool.tensors import DType
-
-Array = np.ndarray[Any, Any]
-_CHOICE, _FEW = 192, 48  # elements of a row of weights that may be rounded the other way, and are
 
 
 @lowering("norm_gemm")
 def norm_gemm(rec: Recorder, layer: Layer) -> None:
-    """One kernel where the matrix is large, else the two layers that it was."""
-    try:
-        with rec.attempt():
-            _together(rec, layer)
-    except UnsupportedError:
-        _apart(rec, layer)
+    """One kernel where the matrix is large, else the layers that it was."""
+    siblings = rec.siblings(layer, _family)
+    for layers in ([siblings] if len(siblings) > 1 else []) + [[layer]]:
+        try:
+            with rec.attempt():
+                _multiplied(rec, layers)
+            return
+        except UnsupportedError:
+            continue
+    _apart(rec, siblings)
 
 
-def _apart(rec: Recorder, layer: Layer) -> None:
-    norm, product, *rest = layer.nodes
+def _apart(rec: Recorder, layers: Sequence[Layer]) -> None:
+    """The normalisation, and the products of its result."""
+    norm = layers[0].nodes[0]
     (normalized,) = norm.writes()
     rec.shapes.node(norm)
     between = rec.temporary(normalized.dtype, rec.shape(normalized), normalized.name)
     rec.lower(Layer.single(dataclasses.replace(norm, outputs=[between])))
-    product = dataclasses.replace(product, inputs=[between, *product.inputs[1:]])
-    rec.lower(Layer("gemm", [product, *rest], layer.outputs))
+    products = []
+    for layer in layers:
+        own, *nodes = layer.nodes
+        products.append(Layer("gemm", _reading(nodes, {own.outputs[0]: between}), layer.outputs))
+    if len(products) > 1:
+        try:
+            with rec.attempt():
+                joined(rec, products)
+            return
+        except UnsupportedError:
+            pass
+    for product in products:
+        rec.shapes.run([product])
+        rec.lower(product)
 
 
-def _together(rec: Recorder, layer: Layer) -> None:
+def _reading(nodes: Sequence[Node], others: dict[Tensor | None, Tensor]) -> list[Node]:
+    """The nodes with other inputs."""
+    return [
+        dataclasses.replace(n, inputs=[t if t is None else others.get(t, t) for t in n.inputs])
+        for n in nodes
+    ]
+
+
+def _family(layer: Layer) -> Hashable:
+    """Equal for products that may be done as one: of the same normalisation, which add a bias."""
     norm, product, *rest = layer.nodes
-    x, (output,) = given(norm, 0), layer.outputs
-    rows = rec.dense(rec.view(x))
-    weights = _Weights.of(norm, product)
-    n, k = weights.shape
-    if rows.shape[-1] != k or k % PART:
-        raise UnsupportedError("rows that are not measured in parts")
-    bias = product.inputs[2].constant if len(product.inputs) > 2 and product.inputs[2] else None
-    if bias is None and (bias := _bias(rest, n)) is not None:
-        rest = [_replaced(node, rest[0], product) for node in rest[1:]]
-        if not rest:
-            product = dataclasses.replace(product, outputs=[output])
-    if bias is not None and bias.size not in (1, n):
-        raise UnsupportedError("something else than a vector is added to the product")
-    key = (weights, bias)
-    added = rec.temporary(DType.FLOAT, (n,), f"{output.name}:shift")
-    rec.define(added, rec.constant(lambda: weights.shift(bias), (n,), DType.FLOAT, ("shift", key)))
-    epilogue, views = epilogue_of(
-        rec, Layer("gemm", [product, *rest], [output]), added, len(rec.shape(output)) - 1, None
-    )
-    packed = rec.constant(weights.packed, (n, k), rows.dtype, ("normalized", weights))
-    factor = rec.constant(weights.factor, (1,), DType.FLOAT, ("factor", weights))
-    operation = RowNorm.of(k, float(norm.attrs.get("epsilon", 1e-5)), weights.centred)
-    problem = Matrix(rows.count // k, n, k)
-    operands = [rows, packed, *views, moments_of(rec, x), factor, rec.output(output)]
-    normalized_product(rec, epilogue, problem, operation, operands)
+    if [n.op for n in rest] not in ([], ["Add"]):
+        return None
+    attrs = (tuple(sorted(x.attrs.items())) for x in (norm, product))
+    return (norm.op, product.op, *attrs, *norm.inputs, layer.outputs[0].dtype, norm.precision)
 
 
-def _bias(nodes: list[Node], columns: int) -> Constant | None:
+@dataclasses.dataclass
+class _Product:
+    """A product whose bias is taken out of its nodes."""
+
+    node: Node
+    rest: list[Node]
+    bias: Constant | None
+
+    @classmethod
+    def of(cls, layer: Layer) -> _Product:
+        """The product behind the normalisation.
+
+        Raises:
+            UnsupportedError: its weights are computed, or it adds something else than a vector.
+        """
+        _, node, *rest = layer.nodes
+        if given(node, 1).constant is None:
+            raise UnsupportedError("a product with computed weights")
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias is not None:
+            if bias.constant is None or bias.constant.size not in (1, _width(node)):
+                raise UnsupportedError("something else than a vector is added to the product")
+            return cls(dataclasses.replace(node, inputs=node.inputs[:2]), rest, bias.constant)
+        found = _bias(rest, _width(node))
+        if found is None:
+            return cls(node, rest, None)
+        (old,), (new,) = rest[0].writes(), node.writes()
+        if len(rest) == 1:
+            return cls(dataclasses.replace(node, outputs=[old]), [], found)
+        return cls(node, _reading(rest[1:], {old: new}), found)
+
+    def layer(self, output: Tensor) -> Layer:
+        """It and what follows, as a product without a bias of its own."""
+        return Layer("gemm", [self.node, *self.rest], [output])
+
+
+def _width(product: Node) -> int:
+    weights = given(product, 1).constant
+    assert weights is not None
+    return weights.shape[0 if product.attrs.get("transB", 0) else -1]
+
+
+def _bias(nodes: Sequence[Node], columns: int) -> Constant | None:
     """The constant vector that the first of the nodes adds."""
     if not nodes or nodes[0].op != "Add":
         return None
@@ -83,114 +127,45 @@ def _bias(nodes: list[Node], columns: int) -> Constant | None:
     return found[0] if vector else None
 
 
-def _replaced(node: Node, gone: Node, product: Node) -> Node:
-    """`node` reading the product where it read what `gone` made of it."""
-    (old,), (new,) = gone.writes(), product.writes()
-    return dataclasses.replace(node, inputs=[new if t is old else t for t in node.inputs])
+def _vectors(norm: Node, width: int) -> tuple[Constant, Constant | None]:
+    """Scale and offset of a normalisation over the last `width` elements."""
+    scale, offset = (None if t is None else t.constant for t in [*norm.inputs, None][1:3])
+    if scale is None or (offset is None and len(norm.inputs) > 2 and norm.inputs[2] is not None):
+        raise UnsupportedError("a normalisation with a computed scale")
+    if width % PART or any(c is not None and c.size != width for c in (scale, offset)):
+        raise UnsupportedError("a normalisation of other rows than the product's")
+    return scale, offset
 
 
-@dataclasses.dataclass(frozen=True)
-class _Weights:
-    """The constants of a normalisation and of the product behind it.
-
-    Attributes:
-        product: the matrix [k, n], or [n, k] where it is `turned`.
-        scale, offset: of the normalisation, k elements each.
-        centred: whether it takes off the mean.
-    """
-
-    product: Constant
-    scale: Constant
-    offset: Constant | None
-    centred: bool
-    turned: bool
-
-    @classmethod
-    def of(cls, norm: Node, product: Node) -> _Weights:
-        """Those of the two nodes.
-
-        Raises:
-            UnsupportedError: they are computed, or are no matrix and vectors.
-        """
-        _, scale, offset, *_ = [*norm.inputs, None]
-        found = [None if t is None else t.constant for t in (product.inputs[1], scale, offset)]
-        matrix, factors, shifts = found
-        centred = norm.op == "LayerNormalization"
-        if matrix is None or factors is None or (shifts is None and offset is not None):
-            raise UnsupportedError("a normalisation or a product with computed weights")
-        vectors = [c for c in (factors, shifts) if c is not None]
-        turned = bool(product.attrs.get("transB", 0))
-        if len(matrix.shape) != 2 or any(c.size != matrix.shape[turned] for c in vectors):
-            raise UnsupportedError("a normalisation of other axes than the product's")
-        return cls(matrix, factors, shifts, centred, turned)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Columns and depth of the product."""
-        rows, columns = self.product.shape
-        return (rows, columns) if self.turned else (columns, rows)
-
-    def packed(self) -> Array:
-        """[n, k] in the type of the product's weights, times a power of two."""
-        exact = self._exact() / self._power()
-        rounded = exact.astype(self.product.dtype.numpy)
-        return _balanced(exact, rounded) if self.centred else rounded
-
-    def factor(self) -> Array:
-        """What the products of `packed` are to be multiplied with."""
-        return np.array([self._power()], np.float32)
-
-    def shift(self, bias: Constant | None) -> Array:
-        """What the product of the normalised rows adds, [n]."""
-        total = np.zeros(self.shape[0], np.float32)
-        if self.offset is not None:
-            total += self._matrix() @ _wide(self.offset).reshape(-1)
-        if bias is not None:
-            total += _wide(bias).reshape(-1)
-        return total
-
-    def _matrix(self) -> Array:
-        wide = _wide(self.product)
-        return wide if self.turned else wide.T
-
-    def _exact(self) -> Array:
-        weights = self._matrix() * _wide(self.scale).reshape(-1)
-        if self.centred:
-            weights -= weights.mean(1, keepdims=True, dtype=np.float64).astype(np.float32)
-        return weights
-
-    def _power(self) -> float:
-        """Of two: the largest element becomes at most one, so that few are subnormal."""
-        largest = float(np.abs(self._exact()).max(initial=0.0))
-        return 2.0 ** math.ceil(math.log2(largest)) if 0 < largest < math.inf else 1.0
-
-
-def _wide(constant: Constant) -> Array:
-    return np.asarray(constant.array()).astype(np.float32)
-
-
-def _balanced(exact: Array, rounded: Array) -> Array:
-    """`rounded` with a few elements rounded the other way, so that its rows sum to nothing again.
-
-    A row of equal values has to give zero, which its small deviation would make large otherwise.
-    """
-    some = np.s_[:, :: max(1, exact.shape[1] // _CHOICE)]
-    total = rounded.sum(1, keepdims=True, dtype=np.float32)
-    here = rounded[some]
-    error = here.astype(np.float32) - exact[some]
-    other = np.nextafter(here, np.where(error > 0, -np.inf, np.inf).astype(here.dtype))
-    step = other.astype(np.float32) - here.astype(np.float32)
-    helps = step * total < 0
-    nearness = np.divide(error, -step, out=np.zeros_like(error), where=helps)
-    few = min(_FEW, here.shape[1])
-    chosen = np.argpartition(-nearness, few - 1, axis=1)[:, :few]
-    steps = np.take_along_axis(np.where(helps, step, 0), chosen, 1)
-    chosen = np.take_along_axis(chosen, np.argsort(-np.abs(steps), axis=1), 1)
-    steps = np.take_along_axis(np.where(helps, step, 0), chosen, 1)
-    taken = np.zeros(steps.shape, bool)
-    for i in range(few):  # the largest first
-        taken[:, i] = np.abs(steps[:, i]) <= np.abs(total[:, 0])
-        total[:, 0] += np.where(taken[:, i], steps[:, i], 0)
-    both = (np.take_along_axis(values, chosen, 1) for values in (other, here))
-    np.put_along_axis(here, chosen, np.where(taken, *both), 1)
-    return rounded
+def _multiplied(rec: Recorder, layers: Sequence[Layer]) -> None:
+    norm = layers[0].nodes[0]
+    x = given(norm, 0)
+    rows = rec.dense(rec.view(x))
+    k = rows.shape[-1]
+    products = [_Product.of(layer) for layer in layers]
+    matrices = [given(p.node, 1).constant for p in products]
+    turned = bool(products[0].node.attrs.get("transB", 0))
+    known = tuple(m for m in matrices if m is not None and m.shape[1 if turned else 0] == k)
+    if len(known) < len(layers) or (len(layers) > 1 and any(p.rest for p in products)):
+        raise UnsupportedError("products that do not fit beside one another")
+    weights = NormalizedWeights(
+        known, tuple(p.bias for p in products), *_vectors(norm, k),
+        norm.op == "LayerNormalization", turned,
+    )  # fmt: skip
+    n = sum(weights.widths)
+    output = layers[0].outputs[0]
+    rank = len(rec.shape(output))
+    shift = rec.temporary(DType.FLOAT, (n,), f"{output.name}:shift")
+    rec.define(shift, rec.constant(weights.shift, (n,), DType.FLOAT, ("shift", weights)))
+    epilogue, views = epilogue_of(rec, products[0].layer(output), shift, rank - 1, None)
+    packed = rec.constant(weights.packed, (n, k), rows.dtype, ("normalized", weights))
+    factor = rec.constant(weights.factor, (1,), DType.FLOAT, ("factor", weights))
+    whole = View.new(epilogue.dtype, (*rows.shape[:-1], n))
+    problem = Matrix(rows.count // k, n, k)
+    operation = RowNorm.of(k, float(norm.attrs.get("epsilon", 1e-5)), weights.centred)
+    operands = [rows, packed, *views, moments_of(rec, x), factor, whole]
+    normalized_product(rec, epilogue, problem, operation, operands)
+    start = 0
+    for layer, width in zip(layers, weights.widths, strict=True):
+        rec.define(layer.outputs[0], whole.sliced(rank - 1, start, width))
+        start += width

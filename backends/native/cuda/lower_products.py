@@ -37,7 +37,7 @@ def product(rec: Recorder, layer: Layer) -> None:
     if len(siblings) > 1:
         try:
             with rec.attempt():
-                _joined(rec, siblings)
+                joined(rec, siblings)
             return
         except UnsupportedError:
             pass  # they differ in more than their weights: one by one
@@ -56,7 +56,7 @@ def _family(layer: Layer) -> Hashable:
     return (node.op, attrs, ops, given(node, 0), layer.outputs[0].dtype, node.precision)
 
 
-def _joined(rec: Recorder, layers: Sequence[Layer]) -> None:
+def joined(rec: Recorder, layers: Sequence[Layer]) -> None:
     """One product with all weights side by side; each layer's output is a part of its columns."""
     node = layers[0].nodes[0]
     a = _turned(rec.view(given(node, 0)), node.attrs.get("transA", 0))

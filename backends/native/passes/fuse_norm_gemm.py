@@ -1,18 +1,22 @@
-"""A normalisation joins the one product that reads it.
+"""A large normalisation joins the products that read it.
 
 `LayerNormalization | RMSNormalization -> MatMul | Gemm -> pointwise*  =>  norm_gemm`
 
-Of large tensors on a GPU the normalised rows are neither written nor read then: the product reads
-what would be normalised, with weights that take in scale and mean, and multiplies its sums by one
-factor a row. Refused: whatever else reads the normalised rows, small tensors, another type than
+On a GPU the normalised rows are neither written nor read then: the product reads what would be
+normalised, with weights that take in scale and mean, and multiplies its sums by one factor a row.
+Of several products each has a copy of the normalisation.
+
+Refused, all or nothing: whatever else reads the normalised rows, small tensors, another type than
 float16 and bfloat16, weights that are computed, two precisions, another axis than the last, a
 product to which something computed is added.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from polytool.backends.native.config import BuilderConfig
-from polytool.backends.native.network import Layer, Network, Node
+from polytool.backends.native.network import Layer, Network, Node, Tensor
 from polytool.backends.native.passes.result import PassResult
 from polytool.backends.native.passes.sizes import LARGE, Sizes
 from polytool.tensors import DType
@@ -34,51 +38,77 @@ def fuse_norm_gemms(network: Network, config: BuilderConfig) -> PassResult:
 
 def _fuse(graph: Network, sizes: Sizes, result: PassResult) -> None:
     readers, leaving = graph.consumers(), {*graph.outputs}
-    norms: dict[Layer, Layer] = {}  # by the product that reads it
+    gone: set[Layer] = set()
+    joined: dict[Layer, Layer] = {}
     for layer in graph.layers:
         norm = layer.nodes[0]
-        if len(layer.nodes) > 1 or norm.op not in _NORMALIZATIONS or norm.domain:
+        reading = readers.get(layer.outputs[0], []) if _is_normalization(layer) else []
+        if not any(_multiplies(x, layer.outputs[0]) for x in reading):
             continue
-        reading = readers.get(layer.outputs[0], [])
-        if len(reading) != 1 or layer.outputs[0] in leaving or len(layer.outputs) > 1:
+        reason = _refusal(layer, leaving, sizes) or next(
+            (why for x in reading if (why := _reader_refusal(norm, x))), None
+        )
+        if reason is not None:
+            result.refused.append(f"{layer.name}: {reason}")
             continue
-        product = reading[0].nodes[0]
-        if product.op in _PRODUCTS and product.inputs[0] is layer.outputs[0]:
-            reason = _refusal(norm, product, reading[0], sizes)
-            if reason is None:
-                norms[reading[0]] = layer
-            else:
-                result.refused.append(f"{layer.name}: {reason}")
-    gone = {*norms.values()}
-    joined = {
-        product: Layer("norm_gemm", [*norm.nodes, *product.nodes], product.outputs)
-        for product, norm in norms.items()
-    }
-    graph.replace_layers(joined.get(layer, layer) for layer in graph.layers if layer not in gone)
+        gone.add(layer)
+        for x in reading:
+            joined[x] = _with_copy(norm, x)
+    graph.replace_layers(joined.get(x, x) for x in graph.layers if x not in gone)
     result.changed += len(joined)
 
 
-def _refusal(norm: Node, product: Node, layer: Layer, sizes: Sizes) -> str | None:
-    """Why the two nodes stay apart."""
-    x, normalized, weights = norm.inputs[0], norm.outputs[0], product.inputs[1]
-    if x is None or normalized is None or weights is None or weights.constant is None:
-        return "the weights are computed"
-    if any(t is not None and t.constant is None for t in norm.inputs[1:]) or x.constant is not None:
+def _is_normalization(layer: Layer) -> bool:
+    norm = layer.nodes[0]
+    known = norm.op in _NORMALIZATIONS and not norm.domain
+    return known and len(layer.nodes) == 1 and len(layer.outputs) == 1
+
+
+def _multiplies(layer: Layer, normalized: Tensor) -> bool:
+    product = layer.nodes[0]
+    return product.op in _PRODUCTS and product.inputs[0] is normalized
+
+
+def _refusal(layer: Layer, leaving: set[Tensor], sizes: Sizes) -> str | None:
+    """Why a normalisation stays a layer of its own."""
+    (norm,), (normalized,) = layer.nodes, layer.outputs
+    x, scale = norm.inputs[:2]
+    if normalized in leaving:
+        return "the network returns the normalised rows"
+    if x is None or scale is None or x.constant is not None:
+        return "what is normalised is a constant"
+    if any(t is not None and t.constant is None for t in norm.inputs[1:]):
         return "the scale is computed"
-    if x.dtype not in (DType.FLOAT16, DType.BFLOAT16) or x.dtype is not normalized.dtype:
+    if x.dtype is not normalized.dtype or x.dtype not in (DType.FLOAT16, DType.BFLOAT16):
         return "the type has no tensor cores"
+    return None if sizes.elements(x) >= LARGE else "the tensor is small"
+
+
+def _reader_refusal(norm: Node, layer: Layer) -> str | None:
+    """Why a layer cannot take the normalisation in."""
+    (normalized,), scale = norm.writes(), norm.inputs[1]
+    if not _multiplies(layer, normalized) or layer.inputs != [normalized]:
+        return "something else than products without an addend reads the normalised rows"
+    product = layer.nodes[0]
+    weights = product.inputs[1]
+    if weights is None or weights.constant is None or len(weights.constant.shape) != 2:
+        return "the weights are computed, or no matrix"
+    if any(product.attrs.get(name, plain) != plain for name, plain in _PLAIN.items()):
+        return "a product transposes or scales"
     if norm.precision != product.precision:
         return "two precisions"
-    if layer.inputs != [normalized]:
-        return "something computed is added to the product"
-    if any(product.attrs.get(name, plain) != plain for name, plain in _PLAIN.items()):
-        return "the product transposes or scales"
-    shape, scale = weights.constant.shape, norm.inputs[1]
-    if len(shape) != 2 or scale is None or scale.constant is None:
-        return "the weights are no matrix"
-    depth = shape[1 if product.attrs.get("transB", 0) else 0]
+    depth = weights.constant.shape[1 if product.attrs.get("transB", 0) else 0]
+    assert scale is not None and scale.constant is not None
     if depth % _PART or scale.constant.size != depth:
-        return "the normalisation is of other rows than the product's"
-    if sizes.elements(x) < LARGE:
-        return "the tensor is small"
+        return "the normalisation is of other rows than a product's"
     return None
+
+
+def _with_copy(norm: Node, reader: Layer) -> Layer:
+    """The reader with a normalisation of its own."""
+    (normalized,) = norm.writes()
+    own = replace(normalized, name=f"{normalized.name}:{reader.outputs[0].name}")
+    nodes = [
+        replace(n, inputs=[own if t is normalized else t for t in n.inputs]) for n in reader.nodes
+    ]
+    return Layer("norm_gemm", [replace(norm, outputs=[own]), *nodes], reader.outputs)
