@@ -218,7 +218,7 @@ def test_every_second_sum_of_a_residual_stream_is_added_up_again(precision):
     error = np.linalg.norm(runner.infer(feeds)["y"] - exact) / np.linalg.norm(exact)
     plain = NativeRunner(proto, precision=precision, device="cpu", optimize=False)
     rounded = np.linalg.norm(plain.infer(feeds)["y"] - exact) / np.linalg.norm(exact)
-    assert error < 5e-7 if precision == "fp32" else error < 0.9 * rounded
+    assert error < 5e-7 if precision == "fp32" else error < 0.95 * rounded
 
 
 @pytest.mark.parametrize(
