@@ -66,5 +66,11 @@ def run_plan(request: pytest.FixtureRequest) -> RunPlan:
 
 
 @pytest.fixture
+def run_gpu() -> RunPlan:
+    """Runs a plan on the GPU only: for what no emulation is quick enough, or disorderly enough."""
+    return run_on_device
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)

@@ -88,6 +88,22 @@ def test_wide_gemm_with_bias_residual_and_relu(run_plan, rng, tile, cluster, m, 
     assert error(out, np.maximum(a.astype("f8") @ b.T.astype("f8") + bias + residual, 0)) < 3e-4
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("cluster", gemm_wide.CLUSTERS)
+@pytest.mark.parametrize("tile", gemm_wide.TILES, ids=str)
+@pytest.mark.parametrize("k", [64, 128, 320])
+def test_wide_gemm_hurries_through_many_small_tiles(run_gpu, rng, tile, cluster, k):
+    m, n = 40_000, 256
+    a, b, residual = (rng.standard_normal(s).astype("f2") for s in ((m, k), (n, k), (m, n)))
+    bias = rng.standard_normal(n).astype("f2")
+    plan = gemm_wide.WideGemm(H, BIAS_ADD_RELU, *tile, cluster).plan(gemm.Matrix(m, n, k))
+    reference = np.maximum(a.astype("f4") @ b.T.astype("f4") + bias + residual, 0)
+    for _ in range(3):
+        out = np.full((m, n), np.nan, "f2")
+        run_gpu(Plan(plan.calls * 4), [a, b, bias, residual, out])
+        assert error(out, reference) < 3e-4
+
+
 @pytest.mark.parametrize("tile", [(2, 256, 2), (3, 128, 1)], ids=str)
 def test_wide_gemm_with_a_residual_of_another_type(run_plan, rng, tile):
     m, n, k = 300, 264, 136

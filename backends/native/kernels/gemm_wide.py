@@ -93,7 +93,7 @@ class WideGemm:
     @property
     def _scales(self) -> int:
         """Bytes for what the rows of two tiles are multiplied with, and for further barriers."""
-        return (2 * self.rows * 4 + 32 if self.normalized else 0) + (32 if self.boxes else 0)
+        return 2 * self.rows * 4 + 32 if self.normalized else 48 if self.boxes else 0
 
     @property
     def stages(self) -> int:

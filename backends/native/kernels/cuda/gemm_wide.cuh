@@ -165,11 +165,15 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const
     u64* empty = full + STAGES;
 #if BOXES
     u64* staged = empty + STAGES;
-    if (tid < GROUPS) barrier_init(staged + tid, 4);
+    u64* stored = staged + GROUPS;
+    if (tid < GROUPS) {
+        barrier_init(staged + tid, 4);
+        barrier_init(stored + tid, 1);
+    }
 #endif
 #if MOMENTS == 2
     // what the rows of a tile are multiplied with, for this tile and the next one
-    u64* known = empty + STAGES + (BOXES ? 4 : 0);
+    u64* known = empty + STAGES;
     u64* used = known + 2;
     float* scales = (float*)(used + 2);
     if (tid == 0)
@@ -256,6 +260,7 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const
                         if (n0 + part * 64 < g.n) store_box(&d, n0 + part * 64, m0 + number * 64, own + part * 8192);
                     boxes_commit();
                     boxes_read();
+                    barrier_arrive(stored + number, rank);
                     for (u32 i = 0; i < RESULT_STAGES; i++)
                         for (int r = 0; r < CLUSTER; r++) barrier_arrive(empty + (results + i) % STAGES, r);
                 }
@@ -307,9 +312,11 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const
             if (lane == 0) barrier_arrive(used + turn % 2, rank);
 #endif
 #if BOXES
-            barrier_wait(full + (count + group / PER_STAGE) % STAGES, (count + group / PER_STAGE) / STAGES & 1);
+            // all of them: who skips a phase takes the one after it for complete too early
+            for (u32 i = count; i < count + RESULT_STAGES; i++) barrier_wait(full + i % STAGES, i / STAGES & 1);
             finish_tile(acc, columns, shared + RESULTS_AT(count, group), m0, n0, g MOMENTS_ARG EPILOGUE_ARGS);
             fence_matrix_units();
+            barrier_wait(stored + group, (turn & 1) ^ 1);  // the tile before
             __syncwarp();
             if (lane == 0) barrier_arrive(staged + group, rank);
             count += RESULT_STAGES;
