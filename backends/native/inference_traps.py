@@ -41,7 +41,9 @@ def infer_untrapped(proto: ModelProto, data_prop: bool = False) -> ModelProto:
     _refuse_negative_weights(proto)
     traps = _READS_TYPE | {("", "GatherND")}
     if _has_huge_sizes(proto):
-        traps.add(("", "Expand"))
+        traps.add(("", "Expand"))  # Expand-8 makes an axis of each element of its shape
+    if _has_huge_numbers(proto, "iu"):
+        traps.add(("", "ConstantOfShape"))
     keys = {_key(n) for n in _every_node(proto)}
     infer = infer_apart if may_abort(keys) else onnx.shape_inference.infer_shapes
     if not keys & traps:
@@ -125,20 +127,26 @@ def _length(type_: TypeProto) -> int:
 
 
 def _has_huge_sizes(proto: ModelProto) -> bool:
-    """Whether a huge vector may be somewhere: Expand-8 makes an axis of each element of its shape.
+    """Whether a huge vector may be somewhere, each element of which inference would follow."""
+    sizes = [math.prod(_sizes(type_)) for type_ in _declared(proto)]
+    sizes += [size for tensor in _initializers(proto.graph) for size in tensor.dims]
+    return max(sizes, default=0) > _HUGE or _has_huge_numbers(proto, "iuf")
 
-    Numbers that only say where a Slice ends do not count.
+
+def _has_huge_numbers(proto: ModelProto, kinds: str) -> bool:
+    """Whether a number of one of these kinds of NumPy might become the length of a vector.
+
+    Those that only say where a Slice ends do not count.
     """
     every = list(_every_node(proto))
     others = [n for n in every if n.op_type != "Slice"]
     ends = {name for n in every if n.op_type == "Slice" for name in n.input[1:]}
+    ends -= {name for n in others for name in n.input}
+    constants = [n for n in others if not ends.intersection(n.output)]
     tensors = [t for t in _initializers(proto.graph) if t.name not in ends]
-    constants = (n for n in others if not ends.intersection(n.output))
     tensors += [a.t for n in constants for a in n.attribute if a.type == AttributeProto.TENSOR]
-    sizes = [math.prod(_sizes(type_)) for type_ in _declared(proto)]
-    sizes += [size for tensor in tensors for size in tensor.dims]
-    sizes += [number for n in others for a in n.attribute for number in (a.i, *a.ints)]
-    return max(sizes, default=0) > _HUGE or any(exceeds(t, _HUGE) for t in tensors)
+    numbers = (number for n in others for a in n.attribute for number in (a.i, *a.ints))
+    return max(numbers, default=0) > _HUGE or any(exceeds(t, _HUGE, kinds) for t in tensors)
 
 
 def _sizes(type_: TypeProto) -> list[int]:
@@ -147,7 +155,7 @@ def _sizes(type_: TypeProto) -> list[int]:
     return [max(d.dim_value, 1) for d in dims]
 
 
-def exceeds(tensor: TensorProto, limit: int) -> bool:
+def exceeds(tensor: TensorProto, limit: int, kinds: str = "iuf") -> bool:
     """Whether a tensor of a few numbers holds one that is larger; False where nobody can tell."""
     if tensor.data_location == TensorProto.EXTERNAL or tensor.data_type == TensorProto.STRING:
         return False
@@ -158,7 +166,7 @@ def exceeds(tensor: TensorProto, limit: int) -> bool:
     except ModelError:
         return False
     # As float64: a limit beyond float16 would overflow in being compared.
-    return values.dtype.kind in "iuf" and bool((np.abs(values.astype(np.float64)) > limit).any())
+    return values.dtype.kind in kinds and bool((np.abs(values.astype(np.float64)) > limit).any())
 
 
 def _initializers(graph: GraphProto) -> Iterator[TensorProto]:
@@ -189,6 +197,8 @@ def _types(graph: GraphProto) -> Types:
 
 
 def _is_harmless(node: NodeProto, types: Mapping[str, TypeProto]) -> bool:
+    if node.op_type == "ConstantOfShape":
+        return False  # a number may be huge, and of how many elements it is no type tells
     type_ = types.get(node.input[-1 if node.op_type in ("GatherND", "Expand") else 0])
     if type_ is None or type_.WhichOneof("value") is None:
         return False

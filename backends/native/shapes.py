@@ -6,6 +6,7 @@ operators themselves. What data decides stays unknown, and so does what depends 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,9 @@ from polytool.backends.native.tactics.numpy_generic import bind
 from polytool.tensors import DType
 
 Dims = tuple[int, ...]
+_ENLARGING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "OneHot", "Resize"})
 _SMALL = 1 << 16  # elements up to which a constant's value is looked at
+_LARGE = 1 << 24  # elements from which on a value on the host is not computed
 
 
 class ShapePass:
@@ -57,7 +60,8 @@ class ShapePass:
         if node.bodies or any(t is not None and self.shape(t) is None for t in node.inputs):
             return
         try:
-            if all(t.place == "host" for t in node.writes()) and self._known(node):
+            on_host = all(t.place == "host" for t in node.writes()) and self._known(node)
+            if on_host and not self._is_large(node):
                 self._evaluate(node)
                 return
             for tensor, shape in zip(node.outputs, self._infer(node), strict=False):
@@ -82,6 +86,13 @@ class ShapePass:
         if node.op in ("Shape", "Size"):
             return True
         return all(t is None or self.value(t) is not None for t in node.inputs)
+
+    def _is_large(self, node: Node) -> bool:
+        """Whether a result has so many elements that nobody means it to be a shape."""
+        if node.op not in _ENLARGING:
+            return False
+        shapes = (shape for shape in self._infer(node) if shape is not None)
+        return any(math.prod(shape) >= _LARGE for shape in shapes)
 
     def _evaluate(self, node: Node) -> None:
         arguments: list[Any]
