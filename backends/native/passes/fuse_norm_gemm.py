@@ -17,11 +17,11 @@ from dataclasses import replace
 
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.network import Layer, Network, Node, Tensor
+from polytool.backends.native.passes.match import NORMALIZATIONS
 from polytool.backends.native.passes.result import PassResult
 from polytool.backends.native.passes.sizes import LARGE, Sizes
 from polytool.tensors import DType
 
-_NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 _PRODUCTS = ("MatMul", "Gemm", "FusedMatMul")
 _PLAIN = {"transA": 0, "alpha": 1.0, "beta": 1.0, "transBatchA": 0, "transBatchB": 0}
 _PART = 64  # elements of a row that are measured together
@@ -60,7 +60,7 @@ def _fuse(graph: Network, sizes: Sizes, result: PassResult) -> None:
 
 def _is_normalization(layer: Layer) -> bool:
     norm = layer.nodes[0]
-    known = norm.op in _NORMALIZATIONS and not norm.domain
+    known = norm.op in NORMALIZATIONS and not norm.domain
     return known and len(layer.nodes) == 1 and len(layer.outputs) == 1
 
 

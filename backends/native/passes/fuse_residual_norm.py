@@ -22,10 +22,10 @@ from dataclasses import replace
 from polytool.backends.native.config import BuilderConfig
 from polytool.backends.native.network import Layer, Network, Node, Tensor
 from polytool.backends.native.passes.fuse_epilogue import ANCHORS
+from polytool.backends.native.passes.match import NORMALIZATIONS
 from polytool.backends.native.passes.result import PassResult
 from polytool.backends.native.passes.sizes import LARGE, Sizes
 
-_NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 _ADDS = 2  # of one layer
 
 
@@ -59,7 +59,7 @@ def _fuse(graph: Network, sizes: Sizes, result: PassResult) -> None:
     for index, layer in enumerate(graph.layers):
         add = layer.nodes[0]
         reading = readers.get(layer.outputs[0], []) if add.op == "Add" else []
-        after = next((x for x in reading if x.nodes[0].op in _NORMALIZATIONS), None)
+        after = next((x for x in reading if x.nodes[0].op in NORMALIZATIONS), None)
         if after is None:
             continue
         reason = _refusal(add, after.nodes[0], sizes)

@@ -11,6 +11,9 @@ from polytool.backends.native.network import Layer, Network, Node, Tensor
 from polytool.backends.native.passes.precision import precision_of
 from polytool.tensors import DType
 
+NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+"""The operators that normalise the last axes, with the same inputs."""
+
 
 class Graph:
     """Producers and consumers of one network while a pass looks for patterns in it."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from polytool.backends.native.network import Layer, Node
 from polytool.backends.native.passes.fuse_residual_norm import residual_parts
+from polytool.backends.native.passes.match import NORMALIZATIONS
 from polytool.backends.native.tactics.base import Launch, Mode, Tactic, only_node
 from polytool.backends.native.tactics.lowering import FLOAT, stored_as
 from polytool.backends.native.tactics.numpy_generic import Generic, stored_constant
@@ -58,9 +59,6 @@ def _single(layer: Layer, mode: Mode, domain: str, names: Sequence[str]) -> Node
     return node if node.outputs[0] is layer.outputs[0] else None
 
 
-_NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
-
-
 class Normalize(Tactic):
     """LayerNormalization, RMSNormalization and their older names; only the first output."""
 
@@ -68,7 +66,7 @@ class Normalize(Tactic):
     priority = 10
 
     def supports(self, layer: Layer, mode: Mode) -> bool:
-        node = _single(layer, mode, "", _NORMALIZATIONS)
+        node = _single(layer, mode, "", NORMALIZATIONS)
         return node is not None and _is_plain(node)
 
     def compile(self, layer: Layer, mode: Mode) -> Launch:
