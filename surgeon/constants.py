@@ -47,7 +47,10 @@ def _lift(node: Node) -> bool:
     if name == "value":
         tensor = node.attributes[name].t
     elif name in _TYPED:
-        array = np.asarray(node.attribute(name), _TYPED[name].numpy)
+        given = node.attribute(name)
+        if given is None:  # this version of Constant has none of the name
+            return False
+        array = np.asarray(given, _TYPED[name].numpy)
         tensor = workspace_tensor(graph, array, _TYPED[name])
     else:  # sparse
         return False
