@@ -94,7 +94,7 @@ def _is_local_function(node: Node) -> bool:
 
 def _operator(step: registry.Node) -> registry.Operator | None:
     operator = registry.find(step.domain, step.op, step.version)
-    if operator is None or set(step.attrs) - operator.wants:
+    if operator is None or set(step.attrs) - operator.attributes:
         return None
     limits = registry.limits_function(step.domain, step.op)
     given = [x is not None for x in step.inputs]

@@ -293,7 +293,7 @@ class _Parser:
                 node.version,
                 [t.dtype if t is not None else None for t in inputs],
                 len(node.outputs),
-                {k: v for k, v in node.attrs.items() if k in operator.wants},
+                {k: v for k, v in node.attrs.items() if k in operator.attributes},
             )
         container = output_container(node.op, [t.container for t in inputs if t is not None])
         outputs: list[Tensor | None] = []
@@ -335,7 +335,7 @@ class _Parser:
         """Why the engine cannot run a node; None if it can."""
         if operator is None:
             return "the engine has no such operator, and ONNX no definition of it"
-        if unknown := sorted(set(node.attrs) - operator.wants):
+        if unknown := sorted(set(node.attrs) - operator.attributes):
             return f"the engine knows no attribute {', '.join(unknown)} of it"
         limits = registry.limits_function(node.domain, node.op)
         if limits is None:

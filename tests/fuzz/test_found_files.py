@@ -12,6 +12,7 @@ from scripts.fuzz import Worker
 FOUND = sorted((Path(__file__).parent / "found").iterdir())
 # Where a file is refused, part of what a refusal says.
 MESSAGES = {
+    "attribute_named_like_a_parameter_of_the_engine": "the engine knows no attribute out_dtypes",
     "attribute_of_a_function_that_is_not_there": "but is in no function",
     "body_of_a_node_that_is_a_function": "has a body 'else_branch' with",
     "cast_1_to_no_type": "has to='circular', which is no element type",

@@ -62,10 +62,15 @@ class Operator:
         """The names of the keyword parameters: attributes, `n_outputs`, `out_dtypes` ..."""
         return _keywords(self.function)
 
+    @property
+    def attributes(self) -> frozenset[str]:
+        """The names of those that a model gives."""
+        return self.wants - _FILLED_IN
+
     def misfit(self, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> str | None:
         """Why it cannot be called with these inputs (None is absent) and attributes, or None."""
         given = tuple(x is not None for x in inputs)
-        kinds = frozenset((k, _kind(v)) for k, v in attributes.items() if k in self.wants)
+        kinds = frozenset((k, _kind(v)) for k, v in attributes.items() if k in self.attributes)
         return _misfit(self.function, given, kinds)
 
 
