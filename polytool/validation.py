@@ -23,8 +23,8 @@ _BODIES = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 _TYPES = frozenset(int(t) for t in DType)
 _TYPE_NAMES = frozenset(t.name for t in DType)
 # Attributes that hold an element type; 0 stands for "not given" in two of them.
-_ELEMENT_TYPES = dict.fromkeys(("to", "dtype", "output_datatype", "stash_type"), _TYPES)
-_ELEMENT_TYPES |= dict.fromkeys(("output_dtype", "precision"), _TYPES | {0})
+ELEMENT_TYPES = dict.fromkeys(("to", "dtype", "output_datatype", "stash_type"), _TYPES)
+ELEMENT_TYPES |= dict.fromkeys(("output_dtype", "precision"), _TYPES | {0})
 _EQUATION = re.compile(rb"(?:[A-Za-z,\s]|\.\.\.|->)*")
 Opsets = Mapping[str, int]
 Functions = frozenset[tuple[str, str]]
@@ -59,10 +59,15 @@ def node_faults(node: NodeProto, version: int) -> Iterator[str]:
     return iter(())
 
 
-def has_attribute(op: str, domain: str, version: int, name: str) -> bool:
-    """Whether the operator has an attribute of this name, or is none that ONNX defines."""
+def has_attribute(op: str, domain: str, version: int, attribute: AttributeProto) -> bool:
+    """Whether the operator has such an attribute, or is none that ONNX defines.
+
+    One that came later than `version` has the attributes of its first: nobody checked their types.
+    """
     rules = _rules(op, domain, version)
-    return rules is None or name in rules.types
+    if rules is None:
+        rules = _rules(op, domain, _first_versions().get((op, domain), 0))
+    return rules is None or rules.types.get(attribute.name) == attribute.type
 
 
 def _opsets(entries: Any) -> dict[str, int]:
@@ -152,10 +157,10 @@ class _Rules:
                 continue
             elif (
                 attribute.type == AttributeProto.INT  # Cast-1 writes the type's name
-                and attribute.i not in _ELEMENT_TYPES.get(name, (attribute.i,))
+                and attribute.i not in ELEMENT_TYPES.get(name, (attribute.i,))
             ):
                 yield f"has {name}={attribute.i}, which is no element type"
-            elif attribute.type == AttributeProto.STRING and name in _ELEMENT_TYPES:
+            elif attribute.type == AttributeProto.STRING and name in ELEMENT_TYPES:
                 text = attribute.s.decode("utf-8", "replace")
                 if text not in _TYPE_NAMES:
                     yield f"has {name}={text!r}, which is no element type"
@@ -229,6 +234,16 @@ def _counted(name: str, body: GraphProto, inputs: int, outputs: int) -> Iterator
         yield f"has a body {name!r} with {given} inputs, not {inputs}"
     if len(body.output) != outputs:
         yield f"has a body {name!r} with {len(body.output)} outputs, not {outputs}"
+
+
+@cache
+def _first_versions() -> dict[tuple[str, str], int]:
+    """Operator and domain to the version that it came with."""
+    found: dict[tuple[str, str], int] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        key = (schema.name, schema.domain)
+        found[key] = min(found.get(key, schema.since_version), schema.since_version)
+    return found
 
 
 @cache

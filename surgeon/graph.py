@@ -153,7 +153,7 @@ class Node:
         """
         found = self.attributes.get(name)
         version = 0 if self.graph is None else self.version
-        if found is None or not has_attribute(self.op, self.domain, version, name):
+        if found is None or not has_attribute(self.op, self.domain, version, found):
             return default
         value = onnx.helper.get_attribute_value(found)
         if isinstance(value, bytes):

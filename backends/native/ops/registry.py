@@ -39,6 +39,7 @@ import numpy as np
 
 from polytool.errors import RunnerError
 from polytool.tensors import DType
+from polytool.validation import ELEMENT_TYPES
 
 Array = Any
 Function = Callable[..., Any]
@@ -71,7 +72,12 @@ class Operator:
         """Why it cannot be called with these inputs (None is absent) and attributes, or None."""
         given = tuple(x is not None for x in inputs)
         kinds = frozenset((k, _kind(v)) for k, v in attributes.items() if k in self.attributes)
-        return _misfit(self.function, given, kinds)
+        if why := _misfit(self.function, given, kinds):
+            return why
+        for name in self.attributes & attributes.keys() & ELEMENT_TYPES.keys():
+            if attributes[name] not in ELEMENT_TYPES[name]:
+                return f"its attribute {name!r} is no element type"
+        return None
 
 
 @dataclass
