@@ -13,7 +13,7 @@ import onnx
 from polytool.arrays import Array, decode_raw, dtype_of, shape_of
 from polytool.cost import Cost, measure
 from polytool.model import Model, Source
-from polytool.surgeon.graph import Graph, Node, Value, Workspace
+from polytool.surgeon.graph import Graph, Node, Value, Workspace, value_of
 from polytool.surgeon.gs_graph import open_model
 from polytool.surgeon.infer import infer
 from polytool.surgeon.report import Report
@@ -210,7 +210,7 @@ def _readable(node: Node, name: str) -> Any:
         if sum(tensor.dims) <= 16 and tensor.data_location != tensor.EXTERNAL:
             return node.where.workspace.model.array(tensor).tolist()
         return f"{dtype_of(tensor).label}{list(tensor.dims)}"
-    value = node.attribute(name)
+    value = value_of(attribute) if attribute.type else None
     return value if isinstance(value, (int, float, str, list)) else type(value).__name__
 
 

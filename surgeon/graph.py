@@ -155,12 +155,7 @@ class Node:
         version = 0 if self.graph is None else self.version
         if found is None or not has_attribute(self.op, self.domain, version, found):
             return default
-        value = onnx.helper.get_attribute_value(found)
-        if isinstance(value, bytes):
-            return value.decode("utf-8", "surrogateescape")
-        if found.type == AttributeProto.STRINGS:
-            return [v.decode("utf-8", "surrogateescape") for v in value]
-        return list(value) if found.type in (AttributeProto.INTS, AttributeProto.FLOATS) else value
+        return value_of(found)
 
     @property
     def has_references(self) -> bool:
@@ -218,6 +213,20 @@ class Node:
                 yield value
         if self.bodies:
             yield from self.captured()
+
+
+def value_of(attribute: AttributeProto) -> Any:
+    """The value of an attribute: a number, str, list of those, or what ONNX has for the others.
+
+    Raises:
+        ValueError: it has no type.
+    """
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if attribute.type == AttributeProto.STRINGS:
+        return [v.decode("utf-8", "surrogateescape") for v in value]
+    return list(value) if attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS) else value
 
 
 class Graph:

@@ -90,6 +90,12 @@ def test_bodies_are_described_with_the_way_to_them() -> None:
     }
 
 
+def test_attributes_that_onnx_does_not_know_are_shown_too() -> None:
+    proto = model_of('g (float[2] x) => (float[2] y) {y = Relu<other=3, words=["a"]>(x)}')
+    (layer,) = inspect_model(proto).layers
+    assert layer.attributes == {"other": 3, "words": ["a"]}
+
+
 def test_statistics_of_weights() -> None:
     values = np.array([0, -3, 4, np.nan, np.inf, 0], np.float32)
     proto = model_of("g (float[6] x) => (float[6] y) {y = Add(x, w)}", w=values)
