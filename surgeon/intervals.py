@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from polytool.surgeon.graph import Node, Value
-from polytool.surgeon.noops import constant
+from polytool.surgeon.noops import constant, integers
 from polytool.surgeon.shape_values import Reader, slice_bounds
 from polytool.tensors import DType
 
@@ -185,14 +185,13 @@ def _rounded(x: float, away: int) -> float:
 @_rule("Gather")
 def _gather(node: Node, ranges: Ranges) -> Content | None:
     data, where = node.input(0), node.input(1)
-    array = constant(where)
+    indices = integers(where)
     content = ranges(data)
-    if array is None or data is None or data.shape is None or len(data.shape) != 1:
+    if indices is None or data is None or data.shape is None or len(data.shape) != 1:
         hull, index = ranges.hull(data), ranges.hull(where)
         return (Interval(hull.low, hull.high, hull.data or index.data),)
     if len(content) == 1:
         return content
-    indices = [int(i) for i in array.reshape(-1)]
     fits = all(-len(content) <= i < len(content) for i in indices)
     return tuple(content[i] for i in indices) if fits else None
 

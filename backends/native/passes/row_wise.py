@@ -66,10 +66,11 @@ def shape_of(tensor: Tensor | None) -> Shape | None:
 
 
 def integers(tensor: Tensor | None) -> list[int] | None:
-    """The elements of a constant, else None."""
+    """The elements of a constant of integers, else None."""
     if tensor is None or tensor.constant is None:
         return None
-    return [int(n) for n in np.asarray(tensor.constant.array()).reshape(-1)]
+    array = np.asarray(tensor.constant.array())
+    return [int(n) for n in array.reshape(-1)] if array.dtype.kind in "iu" else None
 
 
 def row_of_reshape(node: Node, axis: int, own: int) -> list[int] | None:
