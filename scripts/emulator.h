@@ -108,7 +108,23 @@ inline bool release() {
     group(0, fibres.size(), CLUSTER);
     return progress;
 }
+// arrivals at barriers on their way through the cluster: late ones come when nothing else goes on
+struct Arrival { int cta; void (*land)(void*); void* at; };
+inline std::vector<Arrival> flying;
+// false if one comes to a block that has ended
+inline bool land() {
+    std::vector<Arrival> now;
+    now.swap(flying);
+    for (auto& a : now) {
+        bool ended = true;
+        for (int t = 0; t < block_threads; t++) ended &= fibres[a.cta * block_threads + t].state == DONE;
+        if (ended) { fprintf(stderr, "an arrival at a block that has ended\n"); return false; }
+        a.land(a.at);
+    }
+    return true;
+}
 inline int run_cluster() {
+    flying.clear();
     for (auto& f : fibres) {
         void** top = (void**)(f.stack + (1 << 18) - 64);
         *top = (void*)finish;
@@ -126,7 +142,8 @@ inline int run_cluster() {
             else if (f.state == SPIN) resume(f);
         }
         for (auto& f : fibres) done &= f.state == DONE;
-        if (done) return 0;
+        if (done) return !land();
+        if (!running && events == before && !flying.empty() && !land()) return 1;
         if (!release() && !running && events == before) { fprintf(stderr, "deadlock\n"); return 1; }
     }
 }
@@ -351,7 +368,12 @@ struct bfloat_t;
     inline void barrier_expect(u64* b, u32 bytes) {                                               \
         ((arrivals*)b)->bytes += bytes; ((arrivals*)b)->pending--; settle(b);                     \
     }                                                                                             \
-    inline void barrier_arrive(u64* b, u32 rank) { u64* p = peer(b, rank); ((arrivals*)p)->pending--; settle(p); } \
+    inline void barrier_arrive(u64* b) { ((arrivals*)b)->pending--; settle(b); }                  \
+    inline void barrier_arrive(u64* b, u32 rank) {                                                \
+        auto arrive = [](void* at) { barrier_arrive((u64*)at); };                                 \
+        if (emu::late) emu::flying.push_back({(int)rank, arrive, peer(b, rank)});                 \
+        else barrier_arrive(peer(b, rank));                                                       \
+    }                                                                                             \
     inline void barrier_wait(u64* b, u32 parity) {                                                \
         while (((arrivals*)b)->phase == parity) emu::pause(emu::SPIN);                            \
     }                                                                                             \
@@ -401,7 +423,7 @@ struct bfloat_t;
     template <int N> void more_registers() {}                                                     \
     template <int N> void fewer_registers() {}                                                    \
     inline u32 cluster_rank() { return emu::current->cta; }                                       \
-    inline void cluster_sync() { emu::pause(emu::CLUSTER); }                                      \
+    inline void cluster_sync() { emu::pause(emu::CLUSTER); }  /* at the start: nothing is on its way */ \
     inline void cluster_leave() { emu::pause(emu::CLUSTER); }                                     \
     inline float4 cluster_load(const float* mine, u32 rank) {                                     \
         size_t offset = (const unsigned char*)mine - emu::shared_base();                          \

@@ -13,11 +13,11 @@ from polytool.backends.native.kernels import driver, launch
 from polytool.backends.native.kernels.source import Plan
 from scripts.emulated_gpu import EmulatedDriver, Emulator, emulated_gpu
 
-RunPlan = Callable[[Plan, Sequence[np.ndarray]], None]
+RunPlan = Callable[..., None]
 
 
-def run_on_device(plan: Plan, arrays: Sequence[np.ndarray]) -> None:
-    """Run a plan on the first GPU."""
+def run_on_device(plan: Plan, arrays: Sequence[np.ndarray], times: int = 1) -> None:
+    """Run a plan on the first GPU; more than once as a graph, without a pause."""
     device = driver.device()
     device.activate()
     stream = driver.create_stream()
@@ -28,9 +28,18 @@ def run_on_device(plan: Plan, arrays: Sequence[np.ndarray]) -> None:
         for address, array in zip(addresses, held, strict=False):
             driver.to_device(address, array.ctypes.data, array.nbytes, stream)
         driver.synchronize(stream)
-        for run in launch.prepare_plan(plan, device, addresses):
+        launches = launch.prepare_plan(plan, device, addresses)
+        for run in launches:
             run(stream)
         driver.synchronize(stream)
+        if times > 1:
+            with driver.Graph.capture(stream) as graph:
+                for run in launches:
+                    run(stream)
+            for _ in range(times - 1):
+                graph.launch(stream)
+            driver.synchronize(stream)
+            graph.close()
         for address, array, result in zip(addresses, held, arrays, strict=False):
             driver.to_host(array.ctypes.data, address, array.nbytes, stream)
             driver.synchronize(stream)

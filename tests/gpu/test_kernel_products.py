@@ -104,6 +104,21 @@ def test_wide_gemm_hurries_through_many_small_tiles(run_gpu, rng, tile, cluster,
         assert error(out, reference) < 3e-4
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("epilogue", [BIAS_RELU, BIAS_ADD_RELU], ids=["bias", "residual"])
+@pytest.mark.parametrize("tile", gemm_wide.TILES, ids=str)
+def test_blocks_of_wide_gemm_stay_for_each_other_200_000_times(run_gpu, rng, tile, epilogue):
+    m, n, k = 4096, 768, 768
+    a, b, residual = (rng.standard_normal(s).astype("f2") for s in ((m, k), (n, k), (m, n)))
+    bias, out = rng.standard_normal(n).astype("f2"), np.full((m, n), np.nan, "f2")
+    beside = [residual] if "full" in epilogue.operands else []
+    op = gemm_wide.WideGemm(H, epilogue, *tile, cluster=2, constant=True)
+    plan = op.plan(gemm.Matrix(m, n, k))
+    run_gpu(Plan(plan.calls * 20), [a, b, bias, *beside, out], times=10_000)
+    reference = np.maximum(a.astype("f4") @ b.T.astype("f4") + bias + sum(beside), 0)
+    assert error(out, reference) < 3e-4
+
+
 @pytest.mark.parametrize("tile", [(2, 256, 2), (3, 128, 1)], ids=str)
 def test_wide_gemm_with_a_residual_of_another_type(run_plan, rng, tile):
     m, n, k = 300, 264, 136

@@ -231,6 +231,8 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const
                 }
 #endif
             }
+            // the block stays until all arrivals of others have come
+            for (u32 i = 0; i < STAGES; i++, count++) barrier_wait(empty + count % STAGES, (count / STAGES & 1) ^ 1);
         }
 #if BOXES || MOMENTS == 2
         // meanwhile the three other warps
@@ -248,7 +250,7 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const
                 for (int row = number * 32 + lane; row < BM; row += 96)
                     scales[turn % 2 * BM + row] = by * inverse_deviation(moments, min(m0 + row, g.m - 1), g.m, norm);
                 __syncwarp();
-                if (lane == 0) barrier_arrive(known + turn % 2, rank);
+                if (lane == 0) barrier_arrive(known + turn % 2);
 #endif
 #if BOXES
                 if (number < GROUPS && lane == 0) {
@@ -260,7 +262,7 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const
                         if (n0 + part * 64 < g.n) store_box(&d, n0 + part * 64, m0 + number * 64, own + part * 8192);
                     boxes_commit();
                     boxes_read();
-                    barrier_arrive(stored + number, rank);
+                    barrier_arrive(stored + number);
                     for (u32 i = 0; i < RESULT_STAGES; i++)
                         for (int r = 0; r < CLUSTER; r++) barrier_arrive(empty + (results + i) % STAGES, r);
                 }
@@ -309,7 +311,7 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const
 #pragma unroll
             for (int half = 0; half < 2; half++) scale[half] = scales[turn % 2 * BM + warp * 16 + (lane >> 2) + half * 8];
             __syncwarp();
-            if (lane == 0) barrier_arrive(used + turn % 2, rank);
+            if (lane == 0) barrier_arrive(used + turn % 2);
 #endif
 #if BOXES
             // all of them: who skips a phase takes the one after it for complete too early
@@ -318,7 +320,7 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const
             fence_matrix_units();
             barrier_wait(stored + group, (turn & 1) ^ 1);  // the tile before
             __syncwarp();
-            if (lane == 0) barrier_arrive(staged + group, rank);
+            if (lane == 0) barrier_arrive(staged + group);
             count += RESULT_STAGES;
 #elif BESIDE == 0
             finish_tile(acc, columns, staging + warp * STAGING, d, m0, n0, g SCALE EPILOGUE_ARGS);
@@ -328,5 +330,4 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map a, const
             turn++;
         }
     }
-    if (CLUSTER > 1) cluster_leave();  // others may still write to this block's memory
 }

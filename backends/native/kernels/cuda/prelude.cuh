@@ -109,10 +109,13 @@ DEVICE void barrier_publish() { asm volatile("fence.mbarrier_init.release.cluste
 DEVICE void barrier_expect(u64* b, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(shared_address(b)), "r"(bytes) : "memory");
 }
+// in the block `rank` of the cluster; it must not have ended when the arrival comes
 DEVICE void barrier_arrive(u64* b, u32 rank) {
     asm volatile("{\n.reg .b32 a;\nmapa.shared::cluster.u32 a, %0, %1;\n"
                  "mbarrier.arrive.shared::cluster.b64 _, [a];\n}" :: "r"(shared_address(b)), "r"(rank) : "memory");
 }
+// in this block
+DEVICE void barrier_arrive(u64* b) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(shared_address(b)) : "memory"); }
 DEVICE void barrier_wait(u64* b, u32 parity) {
     asm volatile("{\n.reg .pred p;\nAGAIN:\n"
                  "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
