@@ -39,7 +39,12 @@ class Weight:
 
 
 def candidates(workspace: Workspace) -> dict[Value, Weight]:
-    """The weights of Conv, MatMul and Gemm, in the order of the model."""
+    """The weights of Conv, MatMul and Gemm, in the order of the model.
+
+    Raises:
+        ModelError: the nodes form a cycle, which would be followed for ever.
+    """
+    workspace.sort()
     found: dict[Value, Weight] = {}
     for graph in workspace.graphs:
         for node in graph.nodes:
@@ -151,6 +156,7 @@ def prune(source: Source, *, exclude: Collection[str] = ()) -> Pruned:
 
     Raises:
         UsageError: `exclude` names an initializer that does not exist.
+        ModelError: the nodes form a cycle.
     """
     workspace = Workspace(open_sound(source))
     lift_constants(workspace, Report())

@@ -18,6 +18,7 @@ MESSAGES = {
     "cast_1_to_no_type": "has to='circular', which is no element type",
     "cast_map_of_a_map_to_nothing": "CastMap has no cast_to 'x'",
     "cast_of_a_sequence": "takes no sequence, but its input 0",
+    "cast_of_itself_before_a_mat_mul": "the graph has a cycle through node 'Cast:y'",
     "cast_to_element_type_0": "has to=0, which is no element type",
     "constant_without_value": "has no value",
     "dict_vectorizer_of_a_tensor": "takes a map, but its input 0 ('x') is a tensor",
