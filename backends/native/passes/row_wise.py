@@ -48,7 +48,13 @@ def rows_read(node: Node, axis: int) -> Axes | None:
     tensors = [t for t in (node.outputs[0], *used) if t is not None]
     if rule is None or any(shape_of(t) is None or t.container != "tensor" for t in tensors):
         return None
-    return rule(node, axis)
+    if axis >= _rank(node) or not len(_shapes(node)[0]):  # what a broken model says of its ranks
+        return None
+    axes = rule(node, axis)
+    fits = axes is not None and all(
+        own is None or 0 <= own < len(shape) for own, shape in zip(axes, _shapes(node), strict=True)
+    )
+    return axes if fits else None
 
 
 def same_rows(node: Node, tensor: Tensor) -> bool:
@@ -188,7 +194,7 @@ def _gather(node: Node, axis: int) -> Axes | None:
 
 def _transpose(node: Node, axis: int) -> Axes | None:
     perm = node.attrs.get("perm") or list(range(_rank(node)))[::-1]
-    return [int(perm[axis])]
+    return [int(perm[axis])] if axis < len(perm) else None
 
 
 def _squeeze(node: Node, axis: int) -> Axes | None:
@@ -196,7 +202,8 @@ def _squeeze(node: Node, axis: int) -> Axes | None:
     if axes is None:
         return None
     gone = {a % rank for a in axes}
-    return [[i for i in range(rank) if i not in gone][axis], None]
+    kept = [i for i in range(rank) if i not in gone]
+    return [kept[axis], None] if axis < len(kept) else None
 
 
 def _unsqueeze(node: Node, axis: int) -> Axes | None:

@@ -124,12 +124,12 @@ def _selection(layer: Layer, producers: dict[Tensor, Layer]) -> Row | None:
         return None
     source, (output,) = node.inputs[0], node.outputs
     shape = shape_of(source)
-    if source not in producers or source is None or shape is None or output is None:
+    if source not in producers or source is None or not shape or output is None:
         return None
     if source.place == "host" or output.place == "host" or source.container != "tensor":
         return None
     axis, index = _taken(node, len(shape))
-    if axis < 0 or axis == len(shape) - 1 or shape[axis] == 1:
+    if not 0 <= axis < len(shape) - 1 or shape[axis] == 1:
         return None
     size = shape[axis]
     if isinstance(size, int) and index == size - 1:
@@ -141,20 +141,22 @@ def _taken(node: Node, rank: int) -> tuple[int, int]:
     """The axis and the element of it that a node takes; -1 for no such axis."""
     if node.op == "Gather":
         index = integers(node.inputs[1])
-        axis = int(node.attrs.get("axis", 0)) % max(rank, 1)
+        where = int(node.attrs.get("axis", 0)) % rank
         shape = shape_of(node.inputs[1])
-        return (axis, index[0]) if index is not None and shape in ((), (1,)) else (-1, 0)
-    starts, ends, axes, steps = (
-        integers(t) for t in (*node.inputs[1:], None, None, None, None)[:4]
-    )
-    given = [t is not None for t in node.inputs[1:]]
-    if starts is None or ends is None or len(starts) != 1 or len(given) < 3 or not given[2]:
+        return (where, index[0]) if index is not None and shape in ((), (1,)) else (-1, 0)
+    start, end, axis, step = (_single(t) for t in (*node.inputs[1:], None, None, None, None)[:4])
+    stepped = len(node.inputs) > 4 and node.inputs[4] is not None and step != 1
+    if start is None or end is None or axis is None or stepped:
         return -1, 0
-    if axes is None or (len(given) > 3 and given[3] and steps != [1]):
-        return -1, 0
-    first = starts[0] == 0 and ends[0] == 1
-    last = starts[0] == -1 and (ends[0] >= (1 << 31) - 1)
-    return (axes[0] % rank, 0 if first else -1) if first or last else (-1, 0)
+    first = start == 0 and end == 1
+    last = start == -1 and end >= (1 << 31) - 1
+    return (axis % rank, 0 if first else -1) if first or last else (-1, 0)
+
+
+def _single(tensor: Tensor | None) -> int | None:
+    """The element of a constant that has one."""
+    numbers = integers(tensor)
+    return numbers[0] if numbers is not None and len(numbers) == 1 else None
 
 
 def _demands(
