@@ -162,7 +162,7 @@ def _check_functions(proto: onnx.ModelProto) -> None:
     while leaves := [f for f, called in pending.items() if not called]:
         for leaf in leaves:
             del pending[leaf]
-            sizes[leaf] = expanded(calls[leaf])
+            sizes[leaf] = max(expanded(calls[leaf]), 1)  # an empty one is still called
         for called in pending.values():
             called.difference_update(leaves)
     if pending:

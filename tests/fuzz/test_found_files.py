@@ -27,6 +27,7 @@ MESSAGES = {
     "external_location_of_5000_characters": "cannot be read: File name too long",
     "external_location_with_a_null_byte": "is no path",
     "functions_nested_100_deep": "calls itself",
+    "functions_that_double_24_times_down_to_an_empty_one": "expand to 8.39e+06 nodes",
     "functions_that_double_20_times": "expand to 1.05e+06 nodes",
     "gather_nd_of_negative_batch_dims": "has batch_dims=-2, which is negative",
     "if_with_more_outputs_than_its_branch": "has a body 'else_branch' with 0 outputs, not 1",
