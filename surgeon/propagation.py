@@ -191,9 +191,10 @@ def _conv(node: Node, have: list[Entry], read: Reader) -> Sequence[Entry] | None
 
 def remaining(have: list[Entry], taken: list[Entry]) -> Entry:
     """What -1 stands for: the quotient, after symbols on both sides have cancelled."""
-    for symbol in [e for e in taken if isinstance(e, str) and e in have]:
-        have.remove(symbol)
-        taken.remove(symbol)
+    for symbol in [e for e in taken if isinstance(e, str)]:
+        if symbol in have:  # as often as both have it
+            have.remove(symbol)
+            taken.remove(symbol)
     sizes = [e for e in taken if isinstance(e, int)]
     if None in have or len(sizes) < len(taken):
         return None
