@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from polytool.errors import UsageError
+from polytool.errors import ModelError, UsageError
 from polytool.model import Model, Source
 from polytool.patterns import check_used, lookup
 from polytool.surgeon import dds
@@ -137,18 +137,32 @@ def _write_metadata(result: Bounded) -> None:
         return
     proto = result.model.proto
     kept = [p for p in proto.metadata_props if p.key != METADATA_KEY]
-    old = [p.value for p in proto.metadata_props if p.key == METADATA_KEY]
-    before = json.loads(old[0]) if old else []
-    rows = before + [asdict(r) for r in result.records]
+    rows = [asdict(r) for r in (*recorded(result.model), *result.records)]
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
     proto.metadata_props.add(key=METADATA_KEY, value=json.dumps(rows))
 
 
 def recorded(model: Model) -> list[Record]:
-    """The bounds that `bound_shapes` has set in `model`."""
-    for prop in model.proto.metadata_props:
-        if prop.key == METADATA_KEY:
-            rows = json.loads(prop.value)
-            return [Record(**{**row, "limits": tuple(row["limits"])}) for row in rows]
-    return []
+    """The bounds that `bound_shapes` has set in `model`.
+
+    Raises:
+        ModelError: its metadata holds something else under their name.
+    """
+    found = [p.value for p in model.proto.metadata_props if p.key == METADATA_KEY]
+    try:
+        return [_record(row) for row in json.loads(found[0])] if found else []
+    except (ValueError, TypeError, KeyError, RecursionError) as err:
+        raise ModelError(
+            f"the model's metadata {METADATA_KEY!r} does not say which bounds were set ({err}): "
+            f"remove it, or bound the model again"
+        ) from err
+
+
+def _record(row: Any) -> Record:
+    record = Record(**{**row, "limits": tuple(row["limits"])})
+    for entry in fields(Record):
+        kind = {"str": str, "int": int}.get(str(entry.type), object)
+        if not isinstance(getattr(record, entry.name), kind):
+            raise TypeError(f"{entry.name} is no {entry.type}")
+    return record

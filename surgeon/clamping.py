@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from polytool.errors import ModelError
 from polytool.surgeon import dds
 from polytool.surgeon.graph import Graph, Node, Value
 from polytool.surgeon.intervals import Ranges
@@ -58,7 +59,20 @@ def hit(record: Record, values: Mapping[str, Any]) -> bool:
     Args:
         record: the bound.
         values: the tensor `record.watched`, and `record.limit` if that is not empty, of the run.
+
+    Raises:
+        ModelError: the bound is none of that tensor.
     """
+    try:
+        return _hit(record, values)
+    except (IndexError, TypeError, ValueError) as err:
+        raise ModelError(
+            f"the model's metadata gives {record.watched!r} a bound that does not fit it ({err}): "
+            f"bound the model again"
+        ) from err
+
+
+def _hit(record: Record, values: Mapping[str, Any]) -> bool:
     watched = np.asarray(values[record.watched])
     if record.kind == "dim":
         return bool(watched.shape[record.dim] > record.bound)

@@ -36,6 +36,7 @@ MESSAGES = {
     "layer_normalization_before_opset_17_of_no_type": "'stash_type' is no element type",
     "layer_normalization_of_axis_2_to_the_63": "has axis=9223372036854775807, which no tensor",
     "lstm_with_a_short_bias": "cannot be prepared",
+    "metadata_of_bounds_that_is_empty": "does not say which bounds were set",
     "mul_of_one_input": "leaves out an input that it needs",
     "name_that_is_no_utf8": "is not UTF-8 text",
     "non_zero_of_an_optional": "takes no optional, but its input 0 ('x') is one",

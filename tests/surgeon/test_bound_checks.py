@@ -12,6 +12,7 @@ import pytest
 
 from polytool.bounds import check_bounds
 from polytool.cli import main
+from polytool.errors import ModelError
 from polytool.surgeon import bound_shapes
 from tests.surgeon.surgery import parse
 from tests.surgeon.test_bounding import CASES, feeds
@@ -35,6 +36,37 @@ def test_one_of_several_inputs_is_enough() -> None:
     (found,) = check_bounds(model, given)
     assert found.hit
     assert str(found) == "y, dim 0: the bound of 5 was hit"
+
+
+def _rewritten(proto: onnx.ModelProto, **changes: Any) -> onnx.ModelProto:
+    (row,) = json.loads(proto.metadata_props[0].value)
+    proto.metadata_props[0].value = json.dumps([row | changes])
+    return proto
+
+
+@pytest.mark.parametrize("text", ["", "[3]", "{}[", '[{"tensor": "y"}]', "[" * 100_000])
+def test_metadata_that_holds_no_bounds_is_refused(text: str) -> None:
+    case = CASES["ConstantOfShape"]
+    proto = bound_shapes(parse(case.text), {"y": 5}).model.to_proto()
+    proto.metadata_props[0].value = text
+    with pytest.raises(ModelError, match="'polytool.bounds' does not say which bounds"):
+        check_bounds(proto, [feeds(case, [3], 17)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dim": "0"}, "dim is no int"),
+        ({"watched": 4}, "watched is no str"),
+        ({"limits": [9, 9, 9]}, "a bound that does not fit it"),
+        ({"kind": "dim", "dim": 9}, "a bound that does not fit it"),
+    ],
+)
+def test_metadata_that_fits_no_tensor_is_refused(changes: dict[str, Any], message: str) -> None:
+    case = CASES["ConstantOfShape"]
+    proto = _rewritten(bound_shapes(parse(case.text), {"y": 5}).model.to_proto(), **changes)
+    with pytest.raises(ModelError, match=message):
+        check_bounds(proto, [feeds(case, [3], 17)])
 
 
 def test_a_model_without_bounds_has_nothing_to_check() -> None:
