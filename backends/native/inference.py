@@ -100,7 +100,9 @@ def _has_large_numbers(graph: onnx.GraphProto) -> bool:
                 attribute.type == AttributeProto.GRAPH and _has_large_numbers(attribute.g)
             ) or max(attribute.ints, default=attribute.i) > _LARGE_NUMBER:
                 return True
-    return any(exceeds(t, _LARGE_NUMBER) for t in tensors)
+    return any(
+        max(t.dims, default=0) > _LONGEST_VALUE or exceeds(t, _LARGE_NUMBER) for t in tensors
+    )
 
 
 def _has_long_chains(graph: onnx.GraphProto) -> bool:
