@@ -83,7 +83,10 @@ class Lowering:
             value = self.constant(np.asarray(array, np.float32))
             self._values[tensor] = value
             self.bounds[value] = int(np.abs(array.astype(np.int64)).max(initial=0))
-        return self._values[tensor]
+        value = self._values[tensor]
+        if value not in self.bounds:  # float32 after all
+            raise Refused
+        return value
 
     def define(self, tensor: Tensor, value: Value) -> None:
         """`value` is what `tensor` holds."""
