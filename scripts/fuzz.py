@@ -5,11 +5,12 @@
     python scripts/fuzz.py --kind engine --seed 3 --first 1200 --count 1
     python scripts/fuzz.py --replay finds/*             # files instead of new ones
 
-Every file is a mutation of a conformance case (see fuzz_mutations.py), or a model of random nodes
-(fuzz_nodes.py), decided by seed and number alone; a worker process with limited memory inspects,
-lints, operates on, builds and runs it (fuzz_worker.py). A find is an exception that is no
-PolytoolError, a process that dies, one that takes too much time, or too much memory before the
-model runs. One file of each distinct find is saved. Exits with 1 if there is a find. Linux only.
+Every file is a mutation of a conformance case or small network (see fuzz_mutations.py), or a model
+of random nodes (fuzz_nodes.py), decided by seed and number alone; a worker process with limited
+memory inspects, lints, operates on, builds and runs it (fuzz_worker.py). A find is an exception
+that is no PolytoolError, a process that dies, one that takes too much time, or too much memory
+before the model runs. One file of each distinct find is saved. Exits with 1 if there is a find.
+Linux only.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.fuzz_mutations import Corpus, Feeds, mutated_engine, mutated_model
+from scripts.fuzz_engines import mutated_engine
+from scripts.fuzz_graphs import Corpus, Feeds, Seed
+from scripts.fuzz_mutations import mutated_model
 from scripts.fuzz_nodes import random_nodes
 
 CPU_SECONDS = 30.0  # for a file of no size
@@ -125,10 +128,15 @@ def _innermost(trace: str) -> str:
 
 
 def corpus() -> Corpus:
-    """The conformance cases of the installed onnx package."""
+    """The conformance cases of the installed onnx package, and networks, which passes rewrite."""
+    from scripts import made_models as made
     from scripts.conformance import cases
 
-    found = []
+    networks = [
+        *(made.deep(2, 4), made.transformer(1, 8, 2, 10), made.bert(1, 8, 2, 10)),
+        *(made.gpt2(1, 8, 2, 10), made.gpt2(1, 8, 2, 10, (1, 4)), made.vit(1, 8, 2, 8, 4, 3)),
+    ]
+    found: list[Seed] = [(model, {}) for model in networks] * 30  # about every tenth
     for case in cases(["node", "simple"]):
         model, sets = case.load()
         if sets and model.ByteSize() < MAX_SEED:

@@ -8,38 +8,18 @@ or what an earlier node made, of whatever type.
 
 from __future__ import annotations
 
-import math
 import random
 from functools import cache
-from typing import Any
 
 import onnx
-from onnx import AttributeProto, TensorProto, TypeProto, helper
+from onnx import AttributeProto, TensorProto, helper
 from onnx.defs import OpSchema
 
-from scripts.fuzz_mutations import INTEGERS
+from scripts.fuzz_values import SHAPES, TYPES, any_attribute, any_tensor
 
 SIZES = [0, 1, 1, 2, 2, 3, 3, 4, 5]
 HOSTILE_SIZES = [-1, -2, -(2**62), 10**9]
-SMALL = [0, 1, 2, 3, 4, -1, -2]
-SHAPES = [[], [1], [2], [3], [4], [0], [2, 2], [4, 2], [3, 2, 1], [4, 2, 3], [2, 3, 1, 1]]
-WORDS = [
-    *("", "x", "SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET", "reverse", "bidirectional", "linear"),
-    *("cubic", "nearest", "ij,jk->ik", "...i,i...->...", "ii", "->", "stretch", "mean", "none"),
-    *("edge", "reflect", "wrap", "Tanh", "TO_STRING", "TF", "IDF", "half_pixel", "add", "mul"),
-]
 _BODIES = ("If", "Loop", "Scan", "SequenceMap")  # mutations nest these
-_NUMBERS = {
-    "tensor(float)": TensorProto.FLOAT,
-    "tensor(double)": TensorProto.DOUBLE,
-    "tensor(float16)": TensorProto.FLOAT16,
-    "tensor(int32)": TensorProto.INT32,
-    "tensor(int64)": TensorProto.INT64,
-    "tensor(int8)": TensorProto.INT8,
-    "tensor(uint8)": TensorProto.UINT8,
-    "tensor(bool)": TensorProto.BOOL,
-    "tensor(string)": TensorProto.STRING,
-}
 
 
 @cache
@@ -75,6 +55,8 @@ class _Maker:
         nodes = [node for _, node in zip(range(wanted), filter(None, found), strict=False)]
         outputs = [onnx.ValueInfoProto(name=name) for name in self.made[-3:]]
         graph = helper.make_graph(nodes, "g", self.inputs, outputs, self.constants)
+        if self.rng.random() < 0.1:  # what they are may have come later, or be gone
+            self.versions[""] = self.rng.randint(1, onnx.defs.onnx_opset_version())
         opsets = [helper.make_opsetid(d, v) for d, v in self.versions.items()]
         return helper.make_model(graph, opset_imports=opsets)
 
@@ -101,7 +83,7 @@ class _Maker:
         found = []
         for formal in schema.inputs:
             names = allowed.get(formal.type_str, [formal.type_str])
-            types = [_NUMBERS[t] for t in names if t in _NUMBERS]
+            types = [TYPES[t] for t in names if t in TYPES]
             if formal.option == OpSchema.FormalParameterOption.Optional and self.rng.random() < 0.4:
                 found.append("")
             elif formal.option == OpSchema.FormalParameterOption.Variadic:
@@ -115,7 +97,7 @@ class _Maker:
     def _operand(self, types: list[int]) -> str:
         if self.made and (not types or self.rng.random() < 0.5):
             return self.rng.choice(self.made)
-        kind = self.rng.choice(types or list(_NUMBERS.values()))
+        kind = self.rng.choice(types or list(TYPES.values()))
         if set(types) <= {TensorProto.INT32, TensorProto.INT64} and self.rng.random() < 0.6:
             self.constants.append(self._tensor(kind, [self.rng.randrange(5)]))
             return self.constants[-1].name
@@ -145,53 +127,10 @@ class _Maker:
         found = []
         for name, attribute in schema.attributes.items():
             if attribute.required or self.rng.random() < 0.5:
-                value = self._attribute(name, int(attribute.type))
+                value = any_attribute(self.rng, self.hostile, name, int(attribute.type))
                 if value is not None:
                     found.append(value)
         return found[:1] if schema.name == "Constant" else found
 
-    def _attribute(self, name: str, kind: int) -> AttributeProto | None:
-        """None for kinds that no operator without bodies needs."""
-        several = range(self.rng.randrange(5))
-        make: dict[int, Any] = {
-            AttributeProto.INT: lambda: self._number(name),
-            AttributeProto.INTS: lambda: [self._number(name) for _ in several],
-            AttributeProto.FLOAT: lambda: float(self._number(name)),
-            AttributeProto.FLOATS: lambda: [float(self._number(name)) for _ in several],
-            AttributeProto.STRING: lambda: self.rng.choice(WORDS),
-            AttributeProto.STRINGS: lambda: [self.rng.choice(WORDS) for _ in several],
-            AttributeProto.TENSOR: lambda: self._tensor(
-                self.rng.choice(list(_NUMBERS.values())), self.rng.choice(SHAPES)
-            ),
-            AttributeProto.TYPE_PROTO: self._type,
-        }
-        if kind not in make:
-            return None
-        return helper.make_attribute(name, make[kind](), attr_type=kind)
-
-    def _number(self, name: str) -> int:
-        if name in ("to", "dtype") and self.rng.random() < 0.9:
-            return self.rng.choice(list(_NUMBERS.values()))
-        return self.rng.choice(INTEGERS if self.rng.random() < self.hostile else SMALL)
-
-    def _type(self) -> TypeProto:
-        tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, [2])
-        sequence = helper.make_sequence_type_proto(tensor)
-        return self.rng.choice([tensor, sequence, TypeProto()])
-
     def _tensor(self, kind: int, dims: list[int]) -> TensorProto:
-        tensor = TensorProto(name=self._name(), data_type=kind, dims=dims)
-        values = [self._number("") for _ in range(math.prod(dims))]
-        if kind == TensorProto.STRING:
-            tensor.string_data.extend(str(v).encode() for v in values)
-        elif kind == TensorProto.FLOAT:
-            tensor.float_data.extend(map(float, values))
-        elif kind == TensorProto.DOUBLE:
-            tensor.double_data.extend(map(float, values))
-        elif kind == TensorProto.INT64:
-            tensor.int64_data.extend(values)
-        elif kind == TensorProto.FLOAT16:
-            tensor.int32_data.extend(v & 0x7FFF for v in values)
-        else:
-            tensor.int32_data.extend(max(-128, min(v, 127)) for v in values)
-        return tensor
+        return any_tensor(self.rng, self.hostile, kind, dims, self._name())

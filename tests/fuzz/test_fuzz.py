@@ -10,7 +10,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from scripts.fuzz_mutations import Corpus, mutated_bytes, mutated_model
+from scripts.fuzz_graphs import MUTATIONS, Corpus, Mutation
+from scripts.fuzz_mutations import mutated_bytes, mutated_model
 from scripts.fuzz_nodes import random_nodes
 from scripts.fuzz_worker import Defect, exercise
 
@@ -42,6 +43,22 @@ def test_a_mutation_depends_on_its_seed_alone() -> None:
     assert first == again
     assert len(set(first)) > 40
     assert model.graph.node[0].op_type == "Relu"  # the corpus stays as it is
+
+
+@pytest.mark.parametrize("mutate", [m for _, m in MUTATIONS], ids=lambda m: m.__name__)
+def test_every_mutation_changes_a_model(mutate: Mutation) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[3,3] x) => (float[3,3] y) '
+        "<float[3] w = {1,2,3}> { z = Add(x, w) y = Softmax<axis=1>(z) }"
+    )
+    corpus = Corpus([(model, {})])
+    made = set()
+    for seed in range(30):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        mutate(random.Random(seed), copy, corpus)
+        made.add(copy.SerializeToString(deterministic=True))
+    assert made - {model.SerializeToString(deterministic=True)}
 
 
 def test_random_nodes_are_sound_protobuf_of_many_operators() -> None:
