@@ -49,14 +49,18 @@ def validate(proto: onnx.ModelProto) -> None:
 
 
 def node_faults(node: NodeProto, version: int) -> Iterator[str]:
-    """What is wrong with a node of an operator that ONNX defines, at this version of its domain."""
+    """What is wrong with a node of an operator that ONNX defines, at this version of its domain.
+
+    Of one that came later only the outputs are looked at, as everybody takes the first for given.
+    """
     domain = "" if node.domain == "ai.onnx" else node.domain
     rules = _rules(node.op_type, domain, version)
     if rules is not None:
         return rules.faults(node)
     if node.op_type in ("If", "Loop", "Scan") and not domain:
         return iter([f"is no operator of opset {version}"])  # else nobody looks at its bodies
-    return iter(())
+    later = _first_rules(node.op_type, domain)
+    return iter(()) if later is None else later.output_faults(node)
 
 
 def has_attribute(op: str, domain: str, version: int, attribute: AttributeProto) -> bool:
@@ -66,7 +70,7 @@ def has_attribute(op: str, domain: str, version: int, attribute: AttributeProto)
     """
     rules = _rules(op, domain, version)
     if rules is None:
-        rules = _rules(op, domain, _first_versions().get((op, domain), 0))
+        rules = _first_rules(op, domain)
     return rules is None or rules.types.get(attribute.name) == attribute.type
 
 
@@ -125,21 +129,25 @@ class _Rules:
         self.has_bodies = AttributeProto.GRAPH in self.types.values()
 
     def faults(self, node: NodeProto) -> Iterator[str]:
-        n_inputs, n_outputs = len(node.input), len(node.output)
+        n_inputs = len(node.input)
         if not self.inputs[0] <= n_inputs <= self.inputs[1]:
             yield f"has {n_inputs} inputs, not {_range(self.inputs)}"
         elif not all(node.input[i] for i in self.needed if i < n_inputs):
             yield "leaves out an input that it needs"
-        if not self.outputs[0] <= n_outputs <= self.outputs[1]:
-            yield f"has {n_outputs} outputs, not {_range(self.outputs)}"
-        elif self.outputs[0] and not any(node.output):
-            yield "names none of its outputs"
+        yield from self.output_faults(node)
         if node.attribute or self.required:
             yield from self._attributes(node)
         elif self.op == "Constant":
             yield "has no value"
         elif self.op == "Optional":
             yield from _optional_faults(node, {})
+
+    def output_faults(self, node: NodeProto) -> Iterator[str]:
+        n_outputs = len(node.output)
+        if not self.outputs[0] <= n_outputs <= self.outputs[1]:
+            yield f"has {n_outputs} outputs, not {_range(self.outputs)}"
+        elif self.outputs[0] and not any(node.output):
+            yield "names none of its outputs"
 
     def _attributes(self, node: NodeProto) -> Iterator[str]:
         given = {a.name: a for a in node.attribute}
@@ -259,3 +267,8 @@ def _rules(op: str, domain: str, version: int) -> _Rules | None:
     except onnx.defs.SchemaError:
         return None
     return _Rules(schema)
+
+
+def _first_rules(op: str, domain: str) -> _Rules | None:
+    """The rules of the version that an operator came with."""
+    return _rules(op, domain, _first_versions().get((op, domain), 0))

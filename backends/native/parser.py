@@ -217,6 +217,9 @@ class _Parser:
         version = scope.opsets.get(domain, 1 if domain else None)
         if version is None:
             raise ModelError(f"{self.name} imports no opset for domain {domain or 'ai.onnx'!r}")
+        if not any(proto.output):
+            shown = display(proto)
+            raise ModelError(f"node {shown} ({proto.op_type}) names none of its outputs")
         attrs, graphs = self.attributes(proto, scope)
         node = registry.Node(
             proto.op_type,
@@ -280,7 +283,10 @@ class _Parser:
     ) -> Layer:
         inputs = self.inputs(node, scope)
         operator = None if why_not else registry.find(node.domain, node.op, node.version)
-        if operator is not None and (why := operator.misfit(inputs, node.attrs)):
+        why = operator.misfit(inputs, node.attrs) if operator is not None else None
+        if operator is not None and "out_dtypes" in operator.wants and not node.outputs[0]:
+            why = "it leaves out its first output"
+        if why is not None:
             raise ModelError(f"node {display(node)} ({node.op}) is not as it should be: {why}")
         for index, tensor in enumerate(inputs):
             if tensor is not None:

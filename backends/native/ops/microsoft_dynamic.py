@@ -13,7 +13,7 @@ from polytool.backends.native.ops.linear import product_shape
 from polytool.backends.native.ops.microsoft_fused import MICROSOFT
 from polytool.backends.native.ops.quantization import centred, dynamic_range
 from polytool.backends.native.ops.recurrent import LSTM_DEFAULT, Recurrence, lstm_step
-from polytool.backends.native.ops.registry import Arg, Array, dtypes, flops, op, shape
+from polytool.backends.native.ops.registry import Arg, Array, dtypes, flops, limits, op, shape
 from polytool.tensors import DType
 
 
@@ -74,6 +74,14 @@ def dynamic_matmul_shape(a: Arg, b: Arg, *_: Arg | None, **__: Any) -> tuple[int
 def dynamic_matmul_flops(a: Arg, *_: Any, outputs: list[tuple[int, ...]], **__: Any) -> int:
     """A multiply-add for each element of the reduced axis."""
     return 2 * prod(outputs[0]) * a.shape[-1]
+
+
+@limits("DynamicQuantizeLSTM", domain=MICROSOFT)
+def dynamic_quantize_lstm_limits(given: Sequence[bool], **_: Any) -> str | None:
+    """The scales are required, behind optional inputs."""
+    if len(given) < 11 or not given[8] or not given[10]:
+        return "it lacks the scales of its weights"
+    return None
 
 
 @op("DynamicQuantizeLSTM", since=1, domain=MICROSOFT)
