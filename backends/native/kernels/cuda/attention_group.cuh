@@ -72,13 +72,17 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map q, const
         }
 #if MASK && !MASK_ROWS
     float* added = (float*)(there + 4);  // in units of log2
-    for (int c = tid; c < g.keys; c += THREADS) {
-        const T_MASK m = mask[batch * g.mask[0] + head * g.mask[1] + c * g.mask[3]];
+    for (int c = tid; c < (g.keys + BC - 1) / BC * BC; c += THREADS) {
+        float value = -INFINITY;
+        if (c < g.keys) {
+            const T_MASK m = mask[batch * g.mask[0] + head * g.mask[1] + c * g.mask[3]];
 #if MASK == 1
-        added[c] = (float)widen(m) * LOG2E;
+            value = (float)widen(m) * LOG2E;
 #else
-        added[c] = m ? 0.0f : -INFINITY;
+            value = m ? 0.0f : -INFINITY;
 #endif
+        }
+        added[c] = value;
     }
     __syncthreads();
 #endif
@@ -123,6 +127,7 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map q, const
             // in units of log2; a NaN needs no care here, since it comes back with the exponentials
             float high[2] = {-INFINITY, -INFINITY};
             const int left = g.keys - step * BC, column = (lane & 3) * 2;
+            const bool beyond = left < BC && !(MASK && !MASK_ROWS);
             const bool above = CAUSAL && step * BC + BC - 1 > first + block * 64 + g.causal_offset;
 #pragma unroll
             for (int j = 0; j < BC / 8; j++) {
@@ -144,15 +149,19 @@ GLOBAL_MANY(KERNEL, THREADS, BLOCKS)(const __grid_constant__ tensor_map q, const
                     s[j][e] = more.at[e & 1] == 0.0f ? s[j][e] * unit : -INFINITY;
 #endif
 #endif
-                if (j * 8 + 8 > left || above)
+            }
+            if (beyond || above)
+#pragma unroll
+                for (int j = 0; j < BC / 8; j++)
 #pragma unroll
                     for (int e = 0; e < 4; e++) {
                         const int at = j * 8 + column + (e & 1);
                         if (at >= left || (CAUSAL && step * BC + at > row + (e >> 1) * 8 + g.causal_offset)) s[j][e] = -INFINITY;
                     }
 #pragma unroll
+            for (int j = 0; j < BC / 8; j++)
+#pragma unroll
                 for (int e = 0; e < 4; e++) high[e >> 1] = fmaxf(high[e >> 1], s[j][e]);
-            }
             float base[2];
 #pragma unroll
             for (int h = 0; h < 2; h++) {
