@@ -139,6 +139,22 @@ def test_blocks_are_added_up_to_images() -> None:
     )
 
 
+@pytest.mark.ort
+def test_windows_that_are_larger_than_the_number_of_places() -> None:
+    rng = np.random.default_rng(0)
+    x, wide = (
+        floats(rng, 2, 3, 9, 8),
+        {"strides": [2, 1], "dilations": [2, 1], "pads": [1, 0, 0, 2]},
+    )
+    size, block = np.array([9, 8]), np.array([6, 7])
+    check(
+        Case("Conv", [x, floats(rng, 6, 1, 4, 6)], {"group": 3, **wide}, opset=11),
+        Case("ConvTranspose", [x[:, :, :2, :3], floats(rng, 3, 2, 5, 4)], wide, opset=11),
+        Case("ConvTranspose", [x[:, :, :2, :1], floats(rng, 3, 2, 3, 4)], {"strides": [3, 4]}),
+        Case("Col2Im", [floats(rng, 2, 84, 8), size, block], opset=18),
+    )
+
+
 def test_integer_convolution_is_exact_where_float32_is_not(call: Call) -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (1, 700, 5, 5)).astype(np.uint8)

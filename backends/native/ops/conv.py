@@ -63,14 +63,19 @@ def convolve(xp: Any, x: Array, w: Array, where: Windows, group: int) -> Array:
 
 
 def _depthwise(xp: Any, x: Array, w: Array, where: Windows) -> Array:
-    """One input channel a group: a multiply-add a kernel position."""
+    """One input channel a group: by kernel positions, or by places where these are fewer."""
     n, c = x.shape[:2]
     filters = w.reshape(c, w.shape[0] // c, *where.kernel)
-    ones = (1,) * len(where.out)
-    x = x[:, :, None]
     y = xp.zeros((n, c, filters.shape[1], *where.out), dtype=x.dtype)
-    for tap, part in where.taps():
-        y += filters[:, :, *tap].reshape(c, -1, *ones) * x[..., *part]
+    if prod(where.out) < prod(where.kernel):
+        flat = filters.reshape(*filters.shape[:2], -1)
+        for place, part in where.places():
+            window = x[..., *part].reshape(n, c, -1)
+            y[..., *place] = xp.einsum("cmk,nck->ncm", flat, window)
+    else:
+        ones = (1,) * len(where.out)
+        for tap, part in where.taps():
+            y += filters[:, :, *tap].reshape(c, -1, *ones) * x[:, :, None][..., *part]
     return y.reshape(n, w.shape[0], *where.out)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from polytool.backends.native.ops.registry import Array
@@ -56,6 +57,30 @@ class Windows:
         """What kernel position `tap` sees of one padded axis."""
         start, stride, out = tap * self.dilations[axis], self.strides[axis], self.out[axis]
         return slice(start, start + (out - 1) * stride + 1 if out else start, stride)
+
+    def places(self) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
+        """Every output position, and the slice of the padded input that its window is."""
+        for place in itertools.product(*map(range, self.out)):
+            yield (
+                place,
+                tuple(
+                    slice(p * s, p * s + (k - 1) * d + 1, d)
+                    for p, s, k, d in zip(
+                        place, self.strides, self.kernel, self.dilations, strict=True
+                    )
+                ),
+            )
+
+    def pieces(self) -> Iterator[tuple[tuple[Any, ...], tuple[slice, ...]]]:
+        """Parts of columns [*kernel, *out], and the slices of the padded input where they stand.
+
+        By kernel positions, or by output positions where these are fewer.
+        """
+        if prod(self.out) < prod(self.kernel):
+            every = (slice(None),) * len(self.kernel)
+            yield from (((*every, *place), part) for place, part in self.places())
+        else:
+            yield from self.taps()
 
     def covered(self, *, pads_count: bool) -> list[list[int]]:
         """For each axis and window, how many kernel positions fall on the input.
@@ -159,8 +184,8 @@ def fold(xp: Any, columns: Array, w: Windows) -> Array:
     """Add up columns (N, C, *kernel, *out) where their windows stand: (N, C, *size)."""
     total = [n + b + max(a, 0) for n, b, a in zip(w.size, w.before, w.reach, strict=True)]
     image = xp.zeros((*columns.shape[:2], *total), dtype=columns.dtype)
-    for tap, where in w.taps():
-        image[..., *where] += columns[:, :, *tap]
+    for piece, where in w.pieces():
+        image[..., *where] += columns[:, :, *piece]
     crop = tuple(slice(b, b + n) for b, n in zip(w.before, w.size, strict=True))
     return image[..., *crop]
 

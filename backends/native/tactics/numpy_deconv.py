@@ -103,14 +103,14 @@ def _put_together(columns: Array, where: Windows, out: Array) -> None:
     apart = where.kernel == where.strides and set(where.dilations) == {1}
     exact = all(n == k * o for n, k, o in zip(where.size, where.kernel, where.out, strict=True))
     if apart and exact and not any(where.before):
-        for tap, place in where.taps():
-            out[_all(place)] = columns[_all(tap)]
+        for piece, place in where.pieces():
+            out[_all(place)] = columns[_all(piece)]
         return
     margins = zip(where.size, where.before, where.reach, strict=True)
     image = scratch("image", (len(out), *(n + b + max(a, 0) for n, b, a in margins)))
     image[...] = 0
-    for tap, place in where.taps():
-        image[_all(place)] += columns[_all(tap)]
+    for piece, place in where.pieces():
+        image[_all(place)] += columns[_all(piece)]
     crop = [slice(b, b + n) for b, n in zip(where.before, where.size, strict=True)]
     np.copyto(out, image[_all(crop)])
 
