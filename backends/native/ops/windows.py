@@ -53,23 +53,12 @@ class Windows:
         for tap in itertools.product(*map(range, self.kernel)):
             yield tap, tuple(self.slice(axis, t) for axis, t in enumerate(tap))
 
-    def slice(self, axis: int, tap: int) -> slice:
-        """What kernel position `tap` sees of one padded axis."""
-        start, stride, out = tap * self.dilations[axis], self.strides[axis], self.out[axis]
-        return slice(start, start + (out - 1) * stride + 1 if out else start, stride)
-
     def places(self) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
         """Every output position, and the slice of the padded input that its window is."""
+        steps = tuple(zip(self.strides, self.kernel, self.dilations, strict=True))
         for place in itertools.product(*map(range, self.out)):
-            yield (
-                place,
-                tuple(
-                    slice(p * s, p * s + (k - 1) * d + 1, d)
-                    for p, s, k, d in zip(
-                        place, self.strides, self.kernel, self.dilations, strict=True
-                    )
-                ),
-            )
+            spans = zip(place, steps, strict=True)
+            yield place, tuple(slice(p * s, p * s + (k - 1) * d + 1, d) for p, (s, k, d) in spans)
 
     def pieces(self) -> Iterator[tuple[tuple[Any, ...], tuple[slice, ...]]]:
         """Parts of columns [*kernel, *out], and the slices of the padded input where they stand.
@@ -81,6 +70,11 @@ class Windows:
             yield from (((*every, *place), part) for place, part in self.places())
         else:
             yield from self.taps()
+
+    def slice(self, axis: int, tap: int) -> slice:
+        """What kernel position `tap` sees of one padded axis."""
+        start, stride, out = tap * self.dilations[axis], self.strides[axis], self.out[axis]
+        return slice(start, start + (out - 1) * stride + 1 if out else start, stride)
 
     def covered(self, *, pads_count: bool) -> list[list[int]]:
         """For each axis and window, how many kernel positions fall on the input.
