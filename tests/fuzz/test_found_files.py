@@ -25,6 +25,7 @@ MESSAGES = {
     "dynamic_quantize_lstm_without_scales": "it lacks the scales of its weights",
     "einsum_of_lone_dots": "of more than letters, commas, ... and ->",
     "element_type_that_does_not_exist": "element type 1000000000, which ONNX does not define",
+    "embedding_of_no_segments_that_has_their_scale": "and its scale one is left out",
     "expand_before_opset_8_without_outputs": "has 0 outputs, not 1",
     "external_location_of_5000_characters": "cannot be read: File name too long",
     "external_location_with_a_null_byte": "is no path",

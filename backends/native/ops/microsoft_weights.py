@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -12,7 +13,7 @@ from polytool.backends.native.ops.linear import product_shape
 from polytool.backends.native.ops.microsoft_fused import MICROSOFT
 from polytool.backends.native.ops.normalization import layer_normalization
 from polytool.backends.native.ops.quantization import dequantize, widened
-from polytool.backends.native.ops.registry import Arg, Array, dtypes, flops, op, shape
+from polytool.backends.native.ops.registry import Arg, Array, dtypes, flops, limits, op, shape
 from polytool.tensors import DType
 
 Dims = tuple[int, ...]
@@ -185,6 +186,14 @@ def embed_layer_normalization_shape(
 def embed_layer_normalization_dtypes(inputs: list[DType | None], **_: Any) -> list[DType | None]:
     """The embedding's type, and int32."""
     return [inputs[2], DType.INT32, inputs[2]]
+
+
+@limits("QEmbedLayerNormalization", domain=MICROSOFT)
+def q_embed_layer_normalization_limits(given: Sequence[bool], **_: Any) -> str | None:
+    """The table of segments is optional, but not without its scale."""
+    if (len(given) > 4 and given[4]) == (len(given) > 10 and given[10]):
+        return None
+    return "of the segment embedding and its scale one is left out"
 
 
 @op("QEmbedLayerNormalization", since=1, domain=MICROSOFT)
