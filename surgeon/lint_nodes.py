@@ -36,8 +36,11 @@ def check_nodes(
         context.opset_imports = graph.opsets
         for node in graph.nodes:
             schema = schema_of(node)
-            if schema is not None:
-                level = "warning" if loads else "exception"
+            level = "warning" if loads else "exception"
+            if schema is None:  # what else is refused of those that came later, or are functions
+                for text in node_faults(_renamed(node), node.version):
+                    found.add(level, "polytool", f"it {text}", [path + node.label])
+            else:
                 for source, message in _faults(node, schema, context, shapes=not loads):
                     found.add(level, source, message, [path + node.label])
                 if schema.deprecated:

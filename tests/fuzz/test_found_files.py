@@ -30,6 +30,7 @@ MESSAGES = {
     "external_location_of_5000_characters": "cannot be read: File name too long",
     "external_location_with_a_null_byte": "is no path",
     "fused_conv_without_outputs": "names none of its outputs",
+    "function_called_like_concat_without_output": "names none of its outputs",
     "functions_nested_100_deep": "calls itself",
     "functions_that_double_24_times_down_to_an_empty_one": "expand to 8.39e+06 nodes",
     "functions_that_double_20_times": "expand to 1.05e+06 nodes",
