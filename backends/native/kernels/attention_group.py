@@ -22,36 +22,30 @@ from polytool.errors import UnsupportedError
 from polytool.tensors import DType
 
 HEADS = (64, 128)
-_FORMS = ((1, 64, 1), (2, 64, 1), (1, 128, 1), (2, 128, 1), (3, 128, 1))
+_FORMS = ((1, 64), (2, 64), (1, 128), (2, 128), (3, 128))
 _KEYS = range(48, 257)  # of a tile: few are slow, more do not fit into registers
 _REGISTERS = 65536  # of a multiprocessor
 
 
 def forms(
     queries: int, keys: int, head: int, rows_of: DType | None = None
-) -> list[tuple[int, int, int]]:
-    """Candidates: warpgroups, keys a tile, blocks of 64 queries that a warpgroup takes in turn.
-
-    Also such that few tiles just hold all; where that are two, a warpgroup may take two blocks, for
-    which half as many thread blocks do.
+) -> list[tuple[int, int]]:
+    """Candidates: warpgroups of 64 queries, keys a tile; also such that few tiles just hold all.
 
     `rows_of` is the type of a mask that queries have different rows of.
     """
     groups = [g for g in (1, 2, 3, 4) if (g - 1) * 64 < queries]
     tiles = [-(-keys // (16 * n)) * 16 for n in (1, 2, 3)]
-    fitting = [(g, t, 1) for g in groups for t in tiles if t in _KEYS]
+    fitting = [(g, t) for g in groups for t in tiles if t in _KEYS]
     general = [form for form in _FORMS if form[0] in groups and form[1] < keys]
-    taller = [(1, t, 2) for t in tiles[:2] if t in _KEYS and queries > 64]
-    found = dict.fromkeys((*fitting, *general, *taller))
-    return [form for form in found if form[0] * 128 * _registers(form, head, rows_of) <= _REGISTERS]
+    found = dict.fromkeys((*fitting, *general))
+    return [(g, t) for g, t in found if g * 128 * _registers(t, head, rows_of) <= _REGISTERS]
 
 
-def _registers(form: tuple[int, int, int], head: int, rows_of: DType | None) -> int:
+def _registers(tile: int, head: int, rows_of: DType | None) -> int:
     """What a thread needs: scores, results, the mask's values, and the rest."""
-    _, tile, turns = form
     mask = 0 if rows_of is None else tile // 4 * max(1, item_size(rows_of) // 2)
-    rest = 32 if turns == 1 else 72  # what all turns need is kept
-    return min(256, -(-(tile // 2 + head // 2 + mask + rest) // 8) * 8)
+    return min(256, -(-(tile // 2 + head // 2 + mask + 32) // 8) * 8)
 
 
 @dataclass(frozen=True)
@@ -61,8 +55,7 @@ class AttentionGroup:
     Attributes:
         head: elements of a head, 64 or 128.
         mask: the mask's element type: a float type is added, BOOL selects, None for no mask.
-        form: warpgroups, keys a tile, blocks of 64 queries that a warpgroup takes in turn, more
-            than one only where two tiles hold all keys.
+        form: warpgroups of 64 queries, keys a tile.
         mask_rows: whether queries have different rows of the mask; its columns must then lie side
             by side, and pairs of them be aligned.
     """
@@ -71,7 +64,7 @@ class AttentionGroup:
     head: int
     mask: DType | None = None
     causal: bool = False
-    form: tuple[int, int, int] = (2, 64, 1)
+    form: tuple[int, int] = (2, 64)
     mask_rows: bool = False
 
     def __post_init__(self) -> None:
@@ -88,8 +81,8 @@ class AttentionGroup:
 
     def shared(self, keys: int) -> int:
         """Bytes of dynamic shared memory for so many keys: two tiles of them, one if it is all."""
-        groups, tile, turns = self.form
-        tiles = (groups * turns * 64 + (2 if keys <= tile else 4) * tile) * self.head * 2
+        groups, tile = self.form
+        tiles = (groups * 64 + (2 if keys <= tile else 4) * tile) * self.head * 2
         tiles += 4 * 8  # barriers
         staged = self.mask is not None and not self.mask_rows
         return tiles + (-(-keys // tile) * tile * 4 if staged else 0)
@@ -97,20 +90,19 @@ class AttentionGroup:
     @property
     def blocks(self) -> int:
         """Blocks that a multiprocessor should hold: as registers and shared memory allow."""
-        registers = _registers(self.form, self.head, self.mask if self.mask_rows else None)
+        registers = _registers(self.form[1], self.head, self.mask if self.mask_rows else None)
         by_registers = _REGISTERS // (self.threads * registers)
         return max(1, min(by_registers, SHARED_LIMIT // (self.shared(self.form[1]) + 1024), 8))
 
     @cached_property
     def kernel(self) -> Kernel:
         """The kernel, for every shape."""
-        groups, tile, turns = self.form
+        groups, tile = self.form
         defines: dict[str, str | int] = {
             "T": C_TYPES[self.dtype],
             "PACK": MMA[self.dtype][1],
             "HEAD": self.head,
             "GROUPS": groups,
-            "TURNS": turns,
             "BC": tile,
             "BLOCKS": self.blocks,
             "CAUSAL": int(self.causal),
@@ -131,9 +123,7 @@ class AttentionGroup:
     def plan(self, layout: Layout) -> Plan:
         """The launch. Buffers: Q, K, V, the mask if there is one, the output."""
         masked = self.mask is not None
-        groups, tile, turns = self.form
-        rows = groups * turns * 64
-        assert turns == 1 or layout.keys <= 2 * tile, "two tiles do not hold all keys"
+        rows, tile = self.form[0] * 64, self.form[1]
         args = (
             self._map(0, layout.q, (layout.queries, layout.heads, layout.batch), rows),
             self._map(1, layout.k, (layout.keys, layout.kv_heads, layout.batch), tile),
@@ -141,13 +131,11 @@ class AttentionGroup:
             Buffer(4 if masked else 3),
             argument(layout),
         )
-        grid = (-(-layout.queries // rows), layout.heads, layout.batch)
+        grid = (-(-layout.queries // (self.form[0] * 64)), layout.heads, layout.batch)
         block = (self.threads, 1, 1)
         shared = self.shared(layout.keys)
         call = Call(self.kernel, grid, block, (*args, Buffer(3)) if masked else args, shared)
-        return Plan(
-            (call,), name=f"attention_group {groups}x{tile}" + (f"x{turns}" if turns > 1 else "")
-        )
+        return Plan((call,), name="attention_group " + "x".join(map(str, self.form)))
 
     def _map(
         self, index: int, steps: tuple[int, int, int], sizes: tuple[int, int, int], box: int
