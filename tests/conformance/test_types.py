@@ -33,13 +33,15 @@ EXCEPT = {
 }
 # ONNX Runtime's Gather of strings takes other rows than it is asked for (1.32).
 WRONG_STRINGS = {"Gather"}
+# The schema lets element and sequence differ; a sequence of numbers takes no text.
+NO_STRINGS = {"SequenceInsert"}
 COARSE = {DType.FLOAT16: 2e-3, DType.BFLOAT16: 2e-2}
 
 
 def problems(cases: Iterable[TypeCase]) -> list[str]:
     found = []
     for case in cases:
-        if case.op in EXCEPT:
+        if case.op in EXCEPT or (case.op in NO_STRINGS and case.dtype is DType.STRING):
             continue
         try:
             with warnings.catch_warnings():
