@@ -250,7 +250,10 @@ def test_an_interrupt_ends_all_processes() -> None:
     pid = "import os\nopen('pid', 'w').write(str(os.getpid()))\n"
     Path("slow.py").write_text(pid + "def make_runner(model):\n    return lambda feeds: {'y': 1}\n")
     bench = subprocess.Popen(
-        [*command, "--runner", "slow.py:make_runner"], stderr=subprocess.PIPE, text=True
+        [*command, "--runner", "slow.py:make_runner"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may ignore it
     )
     for _ in range(300):
         if Path("pid").exists() and Path("pid").read_text():
