@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,13 +44,13 @@ class NormalizedWeights:
 
     def packed(self) -> Array:
         """[n, k] in the type of the product's weights, times a power of two."""
-        exact = self._exact() / self._power()
+        exact = self._exact() / self._power
         rounded = exact.astype(self.products[0].dtype.numpy)
         return _balanced(exact, rounded) if self.centred else rounded
 
     def factor(self) -> Array:
         """What the products of `packed` are to be multiplied with."""
-        return np.array([self._power()], np.float32)
+        return np.array([self._power], np.float32)
 
     def shift(self) -> Array:
         """What the products of the normalised rows add, [n]."""
@@ -73,6 +74,7 @@ class NormalizedWeights:
             weights -= weights.mean(1, keepdims=True, dtype=np.float64).astype(np.float32)
         return weights
 
+    @cached_property
     def _power(self) -> float:
         """Of two: the largest element becomes at most one, so that few are subnormal."""
         largest = float(np.abs(self._exact()).max(initial=0.0))
