@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from polytool.model import graphs
 from scripts.fuzz_values import (
     INTEGERS,
     KINDS,
@@ -57,9 +58,8 @@ def mutation(weight: int) -> Callable[[Mutation], Mutation]:
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
+        for body in graphs(node):
+            yield from _graphs(body)
 
 
 def _node(rng: random.Random, model: onnx.ModelProto) -> tuple[onnx.GraphProto, onnx.NodeProto]:
